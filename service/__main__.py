@@ -1,0 +1,289 @@
+"""The command `registry-gateway`. Exit status: 0 good, 1 found wrong, 2 could not run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import BadConfiguration
+from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
+
+GOOD, WRONG, CANNOT_RUN = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except BadConfiguration as error:
+        print(f"registry-gateway: {error.detail}", file=sys.stderr)
+        return WRONG if options.run is _check else CANNOT_RUN
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="registry-gateway", description="Governance in front of model registries.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the gateway; without a configuration, the embedded default")
+    _with_config(serve)
+    serve.add_argument("--host", help="listen here instead of listen.host")
+    serve.add_argument("--port", type=int, help="listen here instead of listen.port")
+    serve.add_argument("--workers", type=int, default=1, help="worker processes (SQLite journal: 1)")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="validate configuration, policy, environments and keys; start nothing")
+    _with_config(check)
+    check.set_defaults(run=_check)
+
+    policy = commands.add_parser("policy", help="try the access policy").add_subparsers(required=True)
+    test = policy.add_parser("test", help="run the tables in policies/tests")
+    _with_config(test)
+    test.add_argument("directory", nargs="?", type=Path, help="where the *.yaml tables are (default: policies/tests)")
+    test.set_defaults(run=_policy_test)
+    explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
+    _with_config(explain)
+    explain.add_argument("--group", action="append", default=[], help="a group of the subject; may be repeated")
+    for name in ("subject", "registry", "resource", "action"):
+        explain.add_argument(name)
+    explain.set_defaults(run=_policy_explain)
+
+    audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
+    verify = audit.add_parser("verify", help="find an edit, a deletion or a swap in the journal's hash chain")
+    _with_config(verify)
+    verify.set_defaults(run=_audit_verify)
+
+    key = commands.add_parser("key", help="API keys").add_subparsers(required=True)
+    new = key.add_parser("new", help="make a key; only its hash goes into the key file")
+    new.add_argument("principal", help="user:… or service:…")
+    new.add_argument("--group", action="append", default=[], help="group:…; may be repeated")
+    new.add_argument("--file", type=Path, help="append the entry to this key file")
+    new.set_defaults(run=_key_new)
+
+    journal = commands.add_parser("journal", help="the journal's schema").add_subparsers(required=True)
+    upgrade = journal.add_parser("upgrade", help="create the journal or bring its schema up to date")
+    _with_config(upgrade)
+    upgrade.set_defaults(run=_journal_upgrade)
+
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document")
+    openapi.set_defaults(run=_openapi)
+    return parser
+
+
+def _with_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: ${CONFIG}, else embedded)")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from granian.constants import Interfaces
+
+    if options.config is not None:
+        os.environ[CONFIG] = str(options.config.absolute())
+    for name, value in (("HOST", options.host), ("PORT", options.port)):
+        if value is not None:
+            os.environ[f"{PREFIX}LISTEN__{name}"] = str(value)
+    configuration = load()
+    listen = configuration.settings.listen
+    if options.workers != 1:
+        message = f"--workers {options.workers}: one worker at most writes a SQLite journal"
+        raise BadConfiguration(message)
+    _check_port(listen.host, listen.port)
+    embedded = _start_embedded(configuration) if configuration.file is None else None
+    try:
+        _validate(configuration, create_journal=configuration.file is None)
+        if embedded is not None:
+            embedded.start_server(_say)
+        _announce(configuration)
+        _granian()(
+            "service.app:create",
+            factory=True,
+            address=listen.host,
+            port=listen.port,
+            interface=Interfaces.ASGI,
+            workers=1,
+            websockets=False,
+            log_enabled=False,
+            respawn_failed_workers=True,
+            workers_kill_timeout=35,
+        ).serve()
+    finally:
+        if embedded is not None:
+            embedded.stop()
+    _say("stopped")
+    return GOOD
+
+
+def _granian():  # type: ignore[no-untyped-def]  # noqa: ANN202  # granian.Granian, imported only where it serves
+    from granian import Granian
+
+    return Granian
+
+
+def _start_embedded(configuration: Configuration):  # type: ignore[no-untyped-def]  # noqa: ANN202, ARG001
+    from service.embedded import Embedded
+
+    embedded = Embedded(data_dir(os.environ))
+    os.environ[f"{PREFIX}REGISTRIES__MAIN__URL"] = f"unix:{embedded.socket}"
+    tokens = embedded.write_keys()
+    _say(f"demo keys, shown once (also in {embedded.data / 'demo-tokens.json'}):")
+    for principal, token in tokens.items():
+        _say(f"  {principal:<15} {token}")
+    _say(f"starting an MLflow server on SQLite; its log is {embedded.log}")
+    return embedded
+
+
+def _announce(configuration: Configuration) -> None:
+    listen = configuration.settings.listen
+    url = f"http://{listen.host}:{listen.port}"
+    _say(f"listening on {url}   (readiness: {url}/readyz, API: {url}/openapi.json)")
+    if configuration.file is None:
+        tokens = data_dir(os.environ) / "demo-tokens.json"
+        _say("paste this into another shell:")
+        _say(f"  export MLFLOW_TRACKING_URI={url}")
+        _say(
+            f"""  export MLFLOW_TRACKING_TOKEN=$(python3 -c 'import json; print(json.load(open("{tokens}"))["user:scientist"])')"""
+        )
+    sys.stdout.flush()
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            message = f"listen.host {host}, listen.port {port}: {error.strerror}; --port chooses another"
+            raise BadConfiguration(message) from None
+
+
+def _validate(configuration: Configuration, *, create_journal: bool) -> None:
+    """Load every file the application would, so that nothing starts half."""
+    from service.app import Application
+    from service.journal import schema
+
+    url = configuration.journal_url()
+    if create_journal:
+        schema.upgrade(url)
+    schema.check(url)
+    Application(configuration)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from service.authentication import ApiKeys
+    from service.authorization import Snapshot
+    from service.backends.mlflow import MlflowBackend
+    from service.promotion.environments import load_environments
+
+    configuration = load(options.config)
+    settings = configuration.settings
+    problems = []
+
+    def keys() -> None:
+        if configuration.file is not None:
+            ApiKeys(configuration.path(settings.authentication.api_keys or ""))
+
+    for part in (
+        lambda: Snapshot(
+            configuration.path(settings.access.model), configuration.path(settings.access.rows), settings.registries
+        ),
+        lambda: load_environments(
+            configuration.path(settings.environments), dict.fromkeys(settings.registries, MlflowBackend.capabilities)
+        ),
+        keys,
+    ):
+        try:
+            part()
+        except BadConfiguration as error:
+            problems.append(error.detail)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        _say("configuration, policy, environments and keys are good")
+    return WRONG if problems else GOOD
+
+
+def _policy_test(options: argparse.Namespace) -> int:
+    from service.policy_tests import run_tables
+
+    configuration = load(options.config)
+    directory = options.directory or configuration.path(configuration.settings.access.rows).parent / "tests"
+    return run_tables(configuration, directory, _say)
+
+
+def _policy_explain(options: argparse.Namespace) -> int:
+    from service.authorization import Snapshot
+    from service.model import Principal
+
+    configuration = load(options.config)
+    access = configuration.settings.access
+    snapshot = Snapshot(
+        configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
+    )
+    principal = Principal(options.subject, frozenset(options.group))
+    decision = snapshot.decide(principal, options.registry, options.resource, options.action)
+    _say(f"{'allowed' if decision.allowed else 'denied'} by {decision.row or 'no row'}")
+    _say(f"roles: {', '.join(sorted(snapshot.roles_of(principal)))}")
+    return GOOD if decision.allowed else WRONG
+
+
+def _audit_verify(options: argparse.Namespace) -> int:
+    from service.journal.verify import verify
+
+    configuration = load(options.config)
+    count, problem = verify(configuration.journal_url())
+    if problem is not None:
+        _say(f"not intact: {problem}")
+        return WRONG
+    _say(f"intact: {count} events")
+    return GOOD
+
+
+def _key_new(options: argparse.Namespace) -> int:
+    import yaml
+
+    from service.authentication import entry_for, new_key
+
+    key = new_key()
+    entry = yaml.safe_dump([entry_for(key, options.principal, tuple(options.group))], sort_keys=False)
+    if options.file is not None:
+        try:
+            with options.file.open("a") as file:
+                file.write(entry)
+        except OSError as error:
+            message = f"{options.file}: {error.strerror}"
+            raise BadConfiguration(message) from None
+        _say(f"added to {options.file}; the key, shown once:")
+    else:
+        _say(f"add this to the key file:\n{entry}and keep the key, shown once:")
+    _say(key)
+    return GOOD
+
+
+def _journal_upgrade(options: argparse.Namespace) -> int:
+    from service.journal import schema
+
+    schema.upgrade(load(options.config).journal_url())
+    _say(f"the journal has schema {schema.HEAD}")
+    return GOOD
+
+
+def _openapi(_: argparse.Namespace) -> int:
+    from service.app import build_litestar, openapi_document
+
+    sys.stdout.write(openapi_document(build_litestar()).decode())
+    return GOOD
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The front door: every request passes here first, whatever it asks for.
+
+Refuses spellings that parsers disagree about, authenticates, hands on, and sees to it that a refused write
+leaves exactly one event.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import structlog
+
+from service.api.health import Metrics
+from service.api.problems import render_error as render_problem
+from service.asgi import (
+    ASGI,
+    ClientGone,
+    ErrorRenderer,
+    Event,
+    Receive,
+    Scope,
+    Send,
+    client_address,
+    header,
+    read_json_bytes,
+    refuse_body,
+    respond,
+)
+from service.audit import Operation, Trail
+from service.errors import GatewayError, InvalidRequest, Unauthenticated
+from service.model import Call, Principal
+from service.strict import parse_json
+
+MAX_BODY_BYTES = 1 << 20
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = _READS | {"POST", "PUT", "PATCH", "DELETE"}
+_ENCODED_LETTER = re.compile(r"%(?:3[0-9]|4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|2[DdEe]|5[Ff])")
+_ENCODED_SEPARATOR = re.compile(r"%(?:2[Ff]|5[Cc]|00|3[Bb])")
+_TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_SECURITY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_NOBODY = Principal("user:unauthenticated")
+_log = structlog.get_logger()
+
+
+class Front:
+    """An ASGI application around all others."""
+
+    def __init__(
+        self,
+        *,
+        own: ASGI,
+        own_paths: Callable[[str], bool],
+        public: frozenset[str],
+        dialect: ASGI,
+        render_dialect_error: ErrorRenderer,
+        authenticate: Callable[[str | None], Principal],
+        trail: Trail,
+        metrics: Metrics,
+    ) -> None:
+        """Send paths for which *own_paths* holds to *own*, all others to *dialect*.
+
+        *public* are the exact paths whose routes said themselves that they need no authentication.
+        """
+        self._own = own
+        self._own_paths = own_paths
+        self._public = public
+        self._dialect = dialect
+        self._render_dialect_error = render_dialect_error
+        self._authenticate = authenticate
+        self._trail = trail
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._own(scope, receive, send)
+            return
+        path = scope.get("raw_path", b"").split(b"?", 1)[0].decode("latin-1") or "/"
+        scope["raw_path"] = path.encode("latin-1")
+        own = self._own_paths(path)
+        render = render_problem if own else self._render_dialect_error
+        scope["state"] = {}
+        reply = _Reply(scope, send, self._record_refusal, self._metrics)
+        try:
+            self._check(scope, path)
+            if path not in self._public or scope["method"] not in _READS:
+                await self._identify(scope)
+            if own:
+                receive = await self._read_own_body(scope, receive)
+            await (self._own if own else self._dialect)(scope, receive, reply)
+        except GatewayError as error:
+            await respond(reply, *render(error))
+        except ClientGone:
+            return
+        except Exception:  # noqa: BLE001  # the last resort: no stack or library text leaks
+            _log.exception("unexpected", path=path[:200])
+            if not reply.started:
+                await respond(reply, *render(GatewayError("Something failed inside the gateway; its log says what.")))
+
+    @staticmethod
+    def _check(scope: Scope, path: str) -> None:
+        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
+        if (scope.get("http_version", "1.1") < "2" and len(hosts) != 1) or any(not host.strip() for host in hosts):
+            message = "Send exactly one Host header."
+            raise InvalidRequest(message)
+        if scope["method"] not in _METHODS:
+            message = f"The method {scope['method'][:20]!r} is not served."
+            raise InvalidRequest(message)
+        if header(scope, "transfer-encoding") is not None and header(scope, "content-length") is not None:
+            message = "Send Content-Length or Transfer-Encoding, not both."
+            raise InvalidRequest(message)
+        problem = _path_problem(path)
+        if problem:
+            message = f"The path {problem}; it is not served in this spelling."
+            raise InvalidRequest(message)
+        trace = header(scope, "traceparent")
+        if trace is not None and _TRACE.fullmatch(trace):
+            scope["state"]["trace"] = trace
+
+    async def _identify(self, scope: Scope) -> None:
+        try:
+            scope["state"]["principal"] = self._authenticate(_authorization(scope))
+        except Unauthenticated as error:
+            operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
+            operation.detail = error.detail
+            scope["state"]["recorded"] = True
+            await self._trail.refused(operation, "denied")
+            raise
+
+    @staticmethod
+    async def _read_own_body(scope: Scope, receive: Receive) -> Receive:
+        if scope["method"] in _READS:
+            refuse_body(scope)
+            return receive
+        raw = await read_json_bytes(scope, receive, MAX_BODY_BYTES)
+        if raw:
+            parse_json(raw)  # duplicate keys and the like are refused before anything reads the body
+        if scope.get("query_string"):
+            message = "A write takes its fields in the body, not in the query."
+            raise InvalidRequest(message)
+
+        async def replay() -> Event:
+            return {"type": "http.request", "body": raw, "more_body": False}
+
+        return replay
+
+    async def _record_refusal(self, scope: Scope, status: int) -> None:
+        """Leave one ``rejected`` event for a write that was refused before the gateway saw a call."""
+        state = scope["state"]
+        if scope["method"] in _READS or state.get("recorded") or state.get("reads"):
+            return
+        state["recorded"] = True
+        operation = _operation(scope, state.get("principal", _NOBODY), "request:refuse", self._trail.now())
+        operation.name = state.get("call_name", "")
+        operation.status = status
+        await self._trail.refused(operation, "rejected")
+
+
+class _Reply:
+    """Sends, after seeing to the event of a refusal."""
+
+    def __init__(self, scope: Scope, send: Send, record: Callable[..., object], metrics: Metrics) -> None:
+        self._scope = scope
+        self._send = send
+        self._record = record
+        self._metrics = metrics
+        self.started = False
+
+    async def __call__(self, event: Event) -> None:
+        if event["type"] == "http.response.start":
+            self.started = True
+            status = event["status"]
+            headers = [(name.lower(), value) for name, value in event.get("headers", ())]
+            if any(name == b"registry-gateway-operation" for name, _ in headers):
+                self._scope["state"]["recorded"] = True
+            if 400 <= status < 500:  # noqa: PLR2004  # "no"; 5xx is "cannot tell"
+                await self._record(self._scope, status)  # type: ignore[misc]  # a coroutine function
+            present = {name for name, _ in headers}
+            event = {**event, "headers": [*headers, *(item for item in _SECURITY if item[0] not in present)]}
+            name = self._scope["state"].get("call_name") or ("own" if status < 400 else "refused")  # noqa: PLR2004
+            self._metrics.requests.labels(name, str(status)).inc()
+        await self._send(event)
+
+
+def _path_problem(path: str) -> str | None:
+    if not path.startswith("/") or not path.isascii():
+        return "is not an absolute path in ASCII"
+    if "//" in path or ";" in path or "\\" in path:
+        return "holds //, ; or a backslash"
+    if _ENCODED_SEPARATOR.search(path):
+        return "holds an encoded slash, backslash, semicolon or NUL"
+    if _ENCODED_LETTER.search(path):
+        return "holds an encoded letter, digit, dot, dash or underscore"
+    if any(part in (".", "..") for part in path.split("/")):
+        return "holds . or .. as a segment"
+    return None
+
+
+def _authorization(scope: Scope) -> str | None:
+    try:
+        return header(scope, "authorization")
+    except InvalidRequest as error:
+        raise Unauthenticated(error.detail) from None
+
+
+def _operation(scope: Scope, principal: Principal, action: str, now: float) -> Operation:
+    call = Call(principal=principal, registry=scope["state"].get("registry") or "", name="", needs=())
+    operation = Operation.opened(call, now)
+    operation.action = action
+    operation.resource = f"{scope['method']} {scope['raw_path'].decode('latin-1')[:300]}"
+    operation.address = client_address(scope)
+    operation.started = time.monotonic()
+    return operation

@@ -1,0 +1,133 @@
+"""Liveness, readiness, metrics: public, each says so itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from litestar import Response, get
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from service.audit import Journal
+from service.backend import Backend
+from service.errors import GatewayError
+
+PUBLIC = {"public": True, "action": "none"}
+_PACE_SECONDS = 2.0
+_log = structlog.get_logger()
+
+
+class Health:
+    """What works now. A registry that is down makes *degraded*; what every request needs makes *unready*."""
+
+    def __init__(self, backends: Mapping[str, Backend], journal: Journal, revision: Callable[[], str]) -> None:
+        """Watch *backends* and *journal*; *revision* names the policy in force."""
+        self._backends = backends
+        self._journal = journal
+        self._revision = revision
+        self._task: asyncio.Task[None] | None = None
+        self.registries = dict.fromkeys(backends, "unknown")
+        self.journal = "unknown"
+        self.problems: dict[str, str] = {}
+        """Files whose new content was refused; the old content is in force."""
+        self.draining = False
+
+    def start(self) -> None:
+        """Look every two seconds."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Look once."""
+        await asyncio.gather(self._look_at_journal(), *(self._look_at(name) for name in self._backends))
+
+    async def _run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def _look_at_journal(self) -> None:
+        try:
+            await self._journal.ping()
+            self.journal = "up"
+        except GatewayError:
+            self.journal = "down"
+
+    async def _look_at(self, name: str) -> None:
+        try:
+            await asyncio.wait_for(self._backends[name].ping(), 5)
+            state = "up"
+        except (GatewayError, TimeoutError):
+            state = "down"
+        if state != self.registries[name]:
+            _log.info("registry", name=name, state=state)
+        self.registries[name] = state
+
+    def document(self) -> dict[str, Any]:
+        """Give the answer of ``/readyz``."""
+        if self.draining or self.journal == "down":
+            status = "unready"
+        elif self.problems or "down" in self.registries.values():
+            status = "degraded"
+        else:
+            status = "ready"
+        return {
+            "status": status,
+            "journal": self.journal,
+            "policy": self._revision(),
+            "registries": self.registries,
+            "problems": self.problems,
+            "draining": self.draining,
+        }
+
+
+class Metrics:
+    """Counters for Prometheus; one registry a process."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "registry_gateway_requests",
+            "Requests by operation and status.",
+            ["operation", "status"],
+            registry=self.registry,
+        )
+        self.events_lost = Gauge(
+            "registry_gateway_events_lost", "Events that could not be journalled.", registry=self.registry
+        )
+        self.unsettled = Gauge(
+            "registry_gateway_unsettled", "Operations whose outcome is unknown.", registry=self.registry
+        )
+        self.dropped_fields = Counter(
+            "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
+        )
+
+
+@get("/livez", operation_id="livez", opt=PUBLIC, tags=["health"])
+async def livez() -> dict[str, str]:
+    """Say that the process runs."""
+    return {"status": "alive"}
+
+
+@get("/readyz", operation_id="readyz", opt=PUBLIC, tags=["health"])
+async def readyz(health: Health) -> Response[dict[str, Any]]:
+    """Say whether requests can be served: 200 `ready` or `degraded` (a registry is down), 503 `unready`."""
+    document = health.document()
+    return Response(document, status_code=503 if document["status"] == "unready" else 200)
+
+
+@get("/metrics", operation_id="metrics", opt=PUBLIC, media_type="text/plain", tags=["health"])
+async def metrics(metrics: Metrics) -> Response[bytes]:
+    """Give the metrics in Prometheus' text format."""
+    return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+
+
+HANDLERS = (livez, readyz, metrics)

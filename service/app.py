@@ -1,0 +1,338 @@
+"""The composition root: settings -> ASGI application. The only module that knows every adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ctypes
+import importlib.metadata
+import json
+import logging
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from litestar import Litestar, Request, Response, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+
+from service import errors as e
+from service.api import health as health_routes
+from service.api import routes
+from service.api.front import Front
+from service.api.health import PUBLIC, Health, Metrics
+from service.api.problems import render_error
+from service.asgi import ASGI
+from service.audit import Journal, Sink, Trail
+from service.authentication import ApiKeys
+from service.authorization import Authorizer
+from service.backend import Backend
+from service.backends.http import HttpTransport
+from service.backends.mlflow import MlflowBackend
+from service.changes import Changes
+from service.dialects.endpoint import MlflowEndpoint
+from service.dialects.mlflow import MlflowDialect
+from service.dialects.mlflow import render_error as render_mlflow_error
+from service.files import read_text
+from service.gateway import Gateway
+from service.gather import Gatherer
+from service.governance import Governance
+from service.guard import Guard
+from service.journal.store import SqlJournal
+from service.promoter import Promoter
+from service.promotion.environments import Environments, load_environments
+from service.reconciler import Reconciler
+from service.settings import Configuration, Registry, load
+from service.sinks.stdout import StdoutSink
+
+RELOAD_SECONDS = 1.0
+DRAIN_SECONDS = 25.0
+_log = structlog.get_logger()
+
+
+class Application:
+    """The parts, wired; `asgi` is what a server runs."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        backends: dict[str, Backend] | None = None,
+        journal: Journal | None = None,
+        sinks: list[Sink] | None = None,
+    ) -> None:
+        """Wire the parts of *configuration*; tests may bring their own *backends*, *journal* and *sinks*.
+
+        Raises:
+            BadConfiguration: a file is wrong. Nothing was started.
+        """
+        settings = configuration.settings
+        registries = settings.registries
+        self.configuration = configuration
+        self.backends = backends or {name: _backend(name, item, configuration) for name, item in registries.items()}
+        self.keys = ApiKeys(configuration.path(settings.authentication.api_keys or ""))
+        self.authorizer = Authorizer(
+            configuration.path(settings.access.model), configuration.path(settings.access.rows), registries
+        )
+        capabilities = {name: backend.capabilities for name, backend in self.backends.items()}
+        self.environments = Environments(load_environments(configuration.path(settings.environments), capabilities))
+        self.journal = journal or SqlJournal(configuration.journal_url(), settings.journal.deadline_seconds)
+        self.trail = Trail(
+            self.journal,
+            sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
+            source=f"/registry-gateway/{uuid.uuid4()}",
+        )
+        self.changes = Changes(settings.lock_seconds)
+        gatherer = Gatherer(self.journal, self.trail.now)
+        self.gateway = Gateway(
+            backends=self.backends,
+            decide=self.authorizer.decide,
+            guard=Guard(self.environments),
+            promoter=Promoter(self.environments, gatherer, self.trail),
+            trail=self.trail,
+            changes=self.changes,
+            sources={name: registry.sources for name, registry in registries.items()},
+            record_reads=settings.audit.reads in (True, "on"),
+        )
+        self.governance = Governance(self.gateway, self.environments, gatherer)
+        self.reconciler = Reconciler(self.gateway, self.environments)
+        self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
+        self.metrics = Metrics()
+        self.litestar = self._litestar()
+        self.asgi: ASGI = self._front()
+
+    def _litestar(self) -> Litestar:
+        return build_litestar(
+            lifespan=[self._lifespan],
+            dependencies={
+                "gateway": _given(self.gateway),
+                "governance": _given(self.governance),
+                "health": _given(self.health),
+                "metrics": _given(self.metrics),
+            },
+        )
+
+    def _front(self) -> Front:
+        registries = self.configuration.settings.registries
+        mlflow = {name: item.workspace for name, item in registries.items() if item.kind == "mlflow"}
+        endpoint = MlflowEndpoint(
+            MlflowDialect(),
+            self.gateway,
+            registries=mlflow,
+            default=self.configuration.settings.default_of("mlflow"),
+            version=importlib.metadata.version("mlflow"),
+            dropped=self.metrics.dropped_fields.inc,
+        )
+        public = public_paths(self.litestar)
+        return Front(
+            own=self.litestar,  # type: ignore[arg-type]  # Litestar's own names for the same ASGI shapes
+            own_paths=lambda path: path in public or path.startswith(("/v1/", "/access/")) or path == "/v1",
+            public=public,
+            dialect=endpoint,
+            render_dialect_error=render_mlflow_error,
+            authenticate=self.keys.authenticate,
+            trail=self.trail,
+            metrics=self.metrics,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        if isinstance(self.journal, SqlJournal):
+            await self.journal.start()
+        self.trail.start()
+        self.reconciler.start()
+        self.health.start()
+        watcher = asyncio.create_task(self._watch_files())
+        try:
+            yield
+        finally:
+            self.health.draining = True
+            watcher.cancel()
+            left = await self.changes.drain(DRAIN_SECONDS)
+            if left:
+                _log.warning("changes left to the reconciler of the next start", count=left)
+            await self.reconciler.close()
+            await self.health.close()
+            await self.trail.close()
+            await self.journal.close()
+            for backend in self.backends.values():
+                await backend.close()
+
+    async def _watch_files(self) -> None:
+        """Follow the policy and the keys; a bad file is named in the log and in /readyz and changes nothing."""
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            for name, reload in (("policy", self.authorizer.reload), ("api_keys", self.keys.reload)):
+                try:
+                    if await asyncio.to_thread(reload):
+                        _log.info("reloaded", file=name)
+                    self.health.problems.pop(name, None)
+                except e.BadConfiguration as error:
+                    if self.health.problems.get(name) != error.detail:
+                        _log.error("not reloaded; the old content is in force", file=name, problem=error.detail)
+                    self.health.problems[name] = error.detail
+            self.metrics.events_lost.set(self.trail.lost)
+            self.metrics.unsettled.set(len(self.gateway.unsettled))
+
+
+def build_litestar(**keywords: Any) -> Litestar:
+    """Build the application of our own routes, with its OpenAPI document at ``/openapi.json``."""
+
+    @get("/openapi.json", operation_id="openapi", opt=PUBLIC, include_in_schema=False)
+    async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """Give the OpenAPI document of our own routes."""
+        return Response(openapi_document(request.app), media_type="application/json")
+
+    return Litestar(
+        route_handlers=[*routes.HANDLERS, *health_routes.HANDLERS, openapi],
+        exception_handlers={e.GatewayError: _answer_error, HTTPException: _answer_http_error},
+        openapi_config=OpenAPIConfig(
+            title="Registry Gateway",
+            version=importlib.metadata.version("registry-gateway"),
+            description="Governance for model registries: promotion, evidence, approvals, audit.",
+            path="/unused",
+            components=Components(
+                security_schemes={
+                    "key": SecurityScheme(type="http", scheme="bearer", description="An API key (`rgw_…`).")
+                }
+            ),
+            security=[{"key": []}],
+            create_examples=False,
+        ),
+        logging_config=None,
+        **keywords,
+    )
+
+
+def openapi_document(app: Litestar) -> bytes:
+    """Give the OpenAPI 3.1 document: every operation with its ``x-action`` and its problems."""
+    document = json.loads(json.dumps(app.openapi_schema.to_schema()))
+    actions = {
+        str(handler.operation_id): handler.opt
+        for route in app.routes
+        for handler in getattr(route, "route_handlers", ())
+    }
+    document["components"].setdefault("schemas", {})["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457.",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "operation": {"type": "string"},
+            "verdict": {"$ref": "#/components/schemas/VerdictBody"},
+        },
+    }
+    answer = {
+        "description": "A problem.",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method not in ("get", "post", "put", "patch", "delete"):
+                continue
+            options = actions[operation["operationId"]]
+            operation["x-action"] = options["action"]
+            if options.get("public"):
+                operation["security"] = []
+                if path == "/readyz":
+                    operation["responses"]["503"] = {**operation["responses"]["200"], "description": "Unready."}
+                continue
+            statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "502", "503", "504"]
+            operation["responses"].update({status: answer for status in statuses})
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def public_paths(app: Litestar) -> frozenset[str]:
+    """Return the exact paths of the routes that say themselves that they are public."""
+    return frozenset(
+        route.path
+        for route in app.routes
+        if any(handler.opt.get("public") for handler in getattr(route, "route_handlers", ())) and "{" not in route.path
+    )
+
+
+def _given(value: object) -> Provide:
+    return Provide(lambda: value, sync_to_thread=False)
+
+
+def _answer_error(_: Request[Any, Any, Any], error: e.GatewayError) -> Response[bytes]:
+    status, headers, body = render_error(error)
+    kind = headers.pop("content-type")
+    return Response(body, status_code=status, headers=headers, media_type=kind)
+
+
+def _answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Give Litestar's own refusals the shape of ours."""
+    if isinstance(error, ValidationException) or error.status_code == 400:  # noqa: PLR2004
+        extra = error.extra if isinstance(error.extra, list) else []
+        parts = [f"{item.get('key', 'body')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
+        ours: e.GatewayError = e.InvalidRequest("; ".join(parts) or error.detail)
+    elif error.status_code == 404:  # noqa: PLR2004
+        ours = e.UnknownRoute("There is no such route; /openapi.json lists them.")
+    elif error.status_code == 405:  # noqa: PLR2004
+        ours = e.MethodNotAllowed("The path is served with other methods only.")
+    else:
+        _log.error("unexpected", status=error.status_code, detail=error.detail)
+        ours = e.GatewayError("Something failed inside the gateway; its log says what.")
+    return _answer_error(request, ours)
+
+
+def _backend(name: str, registry: Registry, configuration: Configuration) -> Backend:
+    transport = HttpTransport(
+        name,
+        registry.url,
+        timeout_seconds=registry.timeout_seconds,
+        authorization=_authorization(registry, configuration.path),
+        workspace=registry.workspace,
+    )
+    return MlflowBackend(name, transport)
+
+
+def _authorization(registry: Registry, path: Callable[[str], Path]) -> Callable[[], str | None]:
+    """Return the registry's own credential; the caller's never goes upstream."""
+    if registry.token_file:
+        token = read_text(path(registry.token_file)).strip()
+        return lambda: f"Bearer {token}"
+    if registry.password_file:
+        password = read_text(path(registry.password_file)).strip()
+        encoded = base64.b64encode(f"{registry.username}:{password}".encode()).decode()
+        return lambda: f"Basic {encoded}"
+    return lambda: None
+
+
+def configure_logging() -> None:
+    """Log JSON lines to stderr; libraries only from WARNING, so that none logs a request line."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def create() -> ASGI:
+    """Build the application in a worker process, which dies with its parent."""
+    _die_with_parent()
+    configure_logging()
+    return Application(load()).asgi
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,113 @@
+"""Small helpers over raw ASGI that both the dialects and our own API use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from service.errors import BodyTooLarge, GatewayError, InvalidRequest, UnsupportedMediaType
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
+RenderedError = tuple[int, dict[str, str], bytes]
+"""Status, headers and body of an error in the shape its client understands."""
+ErrorRenderer = Callable[[GatewayError], RenderedError]
+
+
+class ClientGone(Exception):  # noqa: N818  # says what happened, is no error of ours
+    """The client hung up while its body was read."""
+
+
+def header(scope: Scope, name: str) -> str | None:
+    """Return the only value of the header *name* (lower case), or None.
+
+    Raises:
+        InvalidRequest: the header stands twice.
+    """
+    key = name.encode()
+    values = [value for found, value in scope["headers"] if found.lower() == key]
+    if len(values) > 1:
+        message = f"The header {name} stands {len(values)} times."
+        raise InvalidRequest(message)
+    return values[0].decode("latin-1") if values else None
+
+
+def refuse_body(scope: Scope) -> None:
+    """Raise InvalidRequest if a request that must have no body announces one."""
+    if header(scope, "transfer-encoding") is not None or header(scope, "content-length") not in (None, "0"):
+        message = f"A {scope['method']} has no body."
+        raise InvalidRequest(message)
+
+
+async def read_json_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Read a whole JSON body of at most *limit* bytes.
+
+    Raises:
+        UnsupportedMediaType: not ``application/json`` in UTF-8, or encoded (gzip and the like).
+        BodyTooLarge: over the limit, announced or found.
+    """
+    if (header(scope, "content-encoding") or "identity").lower() != "identity":
+        message = "Send the body without Content-Encoding."
+        raise UnsupportedMediaType(message)
+    announced = header(scope, "content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limit:
+        raise BodyTooLarge(_over(limit))
+    parts: list[bytes] = []
+    size = 0
+    async for part in stream_body(receive):
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(_over(limit))
+        parts.append(part)
+    raw = b"".join(parts)
+    if raw:
+        kind, _, parameters = (header(scope, "content-type") or "").partition(";")
+        charset = parameters.strip().lower()
+        if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+            message = "Send the body as Content-Type: application/json in UTF-8."
+            raise UnsupportedMediaType(message)
+    return raw
+
+
+def _over(limit: int) -> str:
+    return f"The body is over this route's limit of {limit} bytes."
+
+
+async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield the request's body as it comes. Raises ClientGone when the client hangs up in the middle."""
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGone
+        if event.get("body"):
+            yield event["body"]
+        if not event.get("more_body"):
+            return
+
+
+async def respond(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Send a whole response."""
+    await start(send, status, {**headers, "content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    """Send the head of a response."""
+    await send({"type": "http.response.start", "status": status, "headers": encode_headers(headers.items())})
+
+
+def encode_headers(pairs: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Encode headers, dropping what could split them."""
+    return [
+        (name.lower().encode("latin-1"), value.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace"))
+        for name, value in pairs
+    ]
+
+
+def client_address(scope: Scope) -> str:
+    """Return the peer's address; forwarded-for headers are not believed."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""

@@ -1,0 +1,424 @@
+"""The audit event, the ports that keep it (journal, sinks), and the trail that writes each phase."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import structlog
+
+from service.errors import GatewayError, JournalUnavailable
+from service.model import (
+    Approval,
+    Call,
+    Creation,
+    Decision,
+    Evidence,
+    LivePeriod,
+    Principal,
+    Verdict,
+)
+
+MAX_EVENT_BYTES = 16 << 10
+_MAX_TEXT = 512
+_log = structlog.get_logger()
+Event = dict[str, Any]
+
+
+# What an event changes in the journal's own tables, in the same transaction.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opened:
+    """An operation was begun; it stays open until it is settled."""
+
+    operation: str
+    digest: str
+    registry: str
+    change: Mapping[str, Any] | None
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settled:
+    """An operation ended. ``state`` is ``succeeded``, ``failed`` or ``unknown`` (which is settled later)."""
+
+    operation: str
+    state: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registered:
+    """A version was registered through the gateway."""
+
+    registry: str
+    creation: Creation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MadeLive:
+    """A version became live in an environment; whatever was live there ends."""
+
+    registry: str
+    model: str
+    period: LivePeriod
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TakenDown:
+    """Nothing is live in these environments any more (empty: in any of the model)."""
+
+    registry: str
+    model: str
+    environments: tuple[str, ...]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renamed:
+    """A model has another name; what is recorded of it follows."""
+
+    registry: str
+    model: str
+    new_name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Posted:
+    """Evidence about a version (named by its binding)."""
+
+    registry: str
+    model: str
+    binding: str
+    evidence: Evidence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signed:
+    """An approval of a version (named by its binding)."""
+
+    registry: str
+    model: str
+    binding: str
+    approval: Approval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Revoked:
+    """An approval was taken back."""
+
+    approval_id: str
+    at: float
+
+
+Effect = Opened | Settled | Registered | MadeLive | TakenDown | Renamed | Posted | Signed | Revoked
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenOperation:
+    """An operation without an outcome, as the reconciler finds it."""
+
+    operation: str
+    digest: str
+    registry: str
+    state: str
+    change: Mapping[str, Any] | None
+    intent: Event
+    at: float
+
+
+class Journal(Protocol):
+    """The durable store. Every method raises JournalUnavailable when it cannot answer within its deadline."""
+
+    async def append(
+        self,
+        events: Sequence[Event],
+        effects: Sequence[Effect] = (),
+        *,
+        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+    ) -> list[Event]:
+        """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
+
+        When it returns they are durable. When it raises they are not, or *undo* is stored after them.
+        """
+
+    async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
+        """List events after the sequence *after*, oldest first."""
+
+    async def operation_events(self, operation: str) -> list[Event]:
+        """List the events of one operation."""
+
+    async def unsettled(self, digest: str | None = None) -> list[OpenOperation]:
+        """List operations that have an intent and no terminal outcome."""
+
+    async def creation(self, registry: str, model: str, binding: str) -> Creation | None:
+        """Return who registered the version."""
+
+    async def evidence(self, registry: str, model: str, binding: str) -> list[Evidence]:
+        """List the evidence about a version, oldest first."""
+
+    async def approvals(self, registry: str, model: str, binding: str) -> list[Approval]:
+        """List the approvals of a version, oldest first."""
+
+    async def periods(self, registry: str, model: str) -> list[LivePeriod]:
+        """List what was live when, in every environment of a model, oldest first."""
+
+    async def ping(self) -> None:
+        """Return when the journal can be written."""
+
+    async def close(self) -> None:
+        """Stop the writer."""
+
+
+class Sink(Protocol):
+    """Another place events go."""
+
+    async def write(self, event: Event) -> None:
+        """Return when the event is there."""
+
+    async def close(self) -> None:
+        """Flush."""
+
+
+@dataclasses.dataclass(slots=True)
+class Operation:
+    """The record of one call while it goes down the path."""
+
+    id: str
+    principal: Principal
+    registry: str
+    name: str
+    action: str
+    resource: str
+    address: str
+    digest: str
+    change: Mapping[str, Any] | None
+    at: float
+    started: float
+    decision: Decision = dataclasses.field(default_factory=Decision)
+    verdict: Verdict | None = None
+    environment: str | None = None
+    model: str | None = None
+    version: str | None = None
+    before: Any = None
+    after: Any = None
+    reason: str = ""
+    detail: str = ""
+    status: int | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def opened(cls, call: Call, now: float) -> Operation:
+        """Begin the record of *call*."""
+        first = call.needs[0] if call.needs else None
+        change = dataclasses.asdict(call.change) if call.change is not None else None
+        return cls(
+            id=str(uuid.uuid4()),
+            principal=call.principal,
+            registry=call.registry,
+            name=call.name,
+            action=first.action if first else "",
+            resource=first.resource if first and isinstance(first.resource, str) else "",
+            address=call.address,
+            digest=call.digest(),
+            change=None if change is None else {"kind": type(call.change).__name__, **change},
+            at=now,
+            started=time.monotonic(),
+            model=getattr(call.change, "model", None),
+            version=getattr(call.change, "version", None) or None,
+            reason=getattr(call.change, "reason", ""),
+        )
+
+    def event(self, phase: str, outcome: str | None, source: str, now: float) -> Event:
+        """Build the CloudEvents 1.0 object of one phase."""
+        data = {
+            "phase": phase,
+            "operation": self.id,
+            "outcome": outcome,
+            "actor": {
+                "subject": self.principal.subject,
+                "groups": sorted(self.principal.groups),
+                "acting_for": self.principal.acting_for,
+                "issuer": self.principal.issuer,
+                "credential": self.principal.credential,
+                "address": self.address,
+            },
+            "call": self.name,
+            "action": self.action,
+            "resource": self.resource,
+            "registry": self.registry,
+            "model": self.model,
+            "version": self.version,
+            "environment": self.environment,
+            "decision": dataclasses.asdict(self.decision),
+            "verdict": self.verdict.document() if self.verdict else None,
+            "before": self.before,
+            "after": self.after,
+            "change": self.change,
+            "reason": self.reason,
+            "detail": self.detail,
+            "notes": list(self.notes),
+            "status": self.status,
+            "latency_ms": None if phase == "intent" else round((time.monotonic() - self.started) * 1000, 3),
+        }
+        return build_event(
+            self.action or "request:refuse", phase, data, source, now, f"{self.registry}/{self.resource}"
+        )
+
+
+def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, now: float, subject: str) -> Event:
+    """Build one CloudEvent, cut to 16 KiB: facts of findings go first, then long texts."""
+    event = {
+        "specversion": "1.0",
+        "id": str(uuid.uuid4()),
+        "source": source,
+        "type": f"registry-gateway.{action.replace(':', '.')}.{phase}",
+        "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "subject": subject,
+        "datacontenttype": "application/json",
+        "data": dict(data),
+    }
+    for shrink in (_without_facts, _with_short_texts):
+        if len(canonical_json(event)) <= MAX_EVENT_BYTES - 512:  # room for sequence and hash
+            break
+        event["data"] = shrink(event["data"])
+    return event
+
+
+def canonical_json(document: Any) -> bytes:
+    """Give the one byte form of *document*: sorted keys, no spaces, ASCII, control characters escaped."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _without_facts(data: Any) -> Any:
+    verdict = data.get("verdict")
+    if verdict:
+        findings = [{**finding, "facts": {}} for finding in verdict["findings"]]
+        data = {**data, "verdict": {**verdict, "findings": findings}}
+    return data
+
+
+def _with_short_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + f"…(cut, {len(value)} characters)"
+    if isinstance(value, dict):
+        return {key[:_MAX_TEXT]: _with_short_texts(item) for key, item in list(value.items())[:50]}
+    if isinstance(value, list | tuple):
+        return [_with_short_texts(item) for item in value[:50]]
+    return value
+
+
+class Trail:
+    """Writes the phases of operations to the journal and, when they are durable, to the sinks."""
+
+    def __init__(
+        self, journal: Journal, sinks: Iterable[Sink], source: str, now: Callable[[], float] = time.time
+    ) -> None:
+        """Write to *journal*, then to *sinks*; *source* names this process in events."""
+        self.journal = journal
+        self.now = now
+        self._sinks = tuple(sinks)
+        self._source = source
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=10_000)
+        self._pump: asyncio.Task[None] | None = None
+        self.lost = 0
+        """Events that could not be journalled or given to a sink since the start."""
+
+    def start(self) -> None:
+        """Begin to feed the sinks."""
+        self._pump = asyncio.create_task(self._feed_sinks())
+
+    async def close(self) -> None:
+        """Feed the sinks what is left."""
+        if self._pump is not None:
+            await self._queue.join()
+            self._pump.cancel()
+        for sink in self._sinks:
+            await sink.close()
+
+    async def intent(self, operation: Operation) -> None:
+        """Record what is about to be forwarded.
+
+        Raises:
+            JournalUnavailable: it is not recorded, so nothing may be forwarded.
+        """
+        event = operation.event("intent", None, self._source, self.now())
+        opened = Opened(operation.id, operation.digest, operation.registry, operation.change, operation.at)
+        undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
+        await self._append(
+            [event],
+            [opened],
+            undo=([undo.event("outcome", "failed", self._source, self.now())], [Settled(operation.id, "failed")]),
+        )
+
+    async def outcome(self, operation: Operation, outcome: str, effects: Sequence[Effect] = ()) -> None:
+        """Record how it ended. Never raises: the change is made, and failing now would lie. Without a record the
+        intent stays open and the reconciler settles it."""
+        event = operation.event("outcome", outcome, self._source, self.now())
+        await self._append_or_count([event], [Settled(operation.id, outcome), *effects])
+
+    async def reconciled(self, operation: OpenOperation, outcome: str, detail: str, effects: Sequence[Effect]) -> None:
+        """Record what reading the registry back showed about an open operation."""
+        data = {
+            **operation.intent["data"],
+            "phase": "reconciled",
+            "outcome": outcome,
+            "detail": detail,
+        }
+        for key in ("sequence", "previous"):
+            data.pop(key, None)
+        event = build_event(data["action"], "reconciled", data, self._source, self.now(), operation.intent["subject"])
+        await self._append([event], [Settled(operation.operation, outcome), *effects])
+
+    async def refused(self, operation: Operation, phase: str) -> None:
+        """Record a call that was ``denied`` or ``rejected``. Never raises: no stays no."""
+        await self._append_or_count([operation.event(phase, phase, self._source, self.now())])
+
+    async def stored(self, operation: Operation, effects: Sequence[Effect]) -> None:
+        """Record a change of the journal itself (evidence, an approval) together with it.
+
+        Raises:
+            JournalUnavailable: nothing is stored.
+        """
+        await self._append([operation.event("outcome", "succeeded", self._source, self.now())], effects)
+
+    async def observed(self, operation: Operation) -> None:
+        """Record a read, where reads are recorded."""
+        await self._append_or_count([operation.event("outcome", "succeeded", self._source, self.now())])
+
+    async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> None:
+        try:
+            await self._append(events, effects)
+        except GatewayError as error:
+            self.lost += len(events)
+            _log.error("audit event not journalled", operation=events[0]["data"]["operation"], problem=error.detail)
+
+    async def _append(
+        self,
+        events: Sequence[Event],
+        effects: Sequence[Effect] = (),
+        *,
+        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+    ) -> None:
+        for event in await self.journal.append(events, effects, undo=undo):
+            try:
+                self._queue.put_nowait(event)
+            except asyncio.QueueFull:
+                self.lost += 1
+
+    async def _feed_sinks(self) -> None:
+        while True:
+            event = await self._queue.get()
+            for sink in self._sinks:
+                try:
+                    await sink.write(event)
+                except (OSError, JournalUnavailable) as error:
+                    self.lost += 1
+                    _log.error("sink failed", problem=str(error))
+            self._queue.task_done()

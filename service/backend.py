@@ -1,0 +1,58 @@
+"""The port every registry adapter meets."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
+
+
+class Backend(Protocol):
+    """One registry.
+
+    Every method raises RegistryUnavailable if the registry could not be reached (nothing was changed),
+    RegistryRefused with the registry's own status and code if it said no, and a writing one OutcomeUnknown
+    if it was sent and no answer came. Reads of one thing raise NotFound if it does not exist.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    async def forward(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
+        """Send one canonical request; *writes* says whether a lost answer leaves the outcome unknown."""
+
+    async def get_model(self, model: str) -> RegisteredModel:
+        """Get a registered model with its aliases and stages."""
+
+    async def get_version(self, model: str, version: str) -> ModelVersion:
+        """Get a model version."""
+
+    async def list_versions(self, model: str) -> list[ModelVersion]:
+        """List the versions of a model, newest first, at most 200."""
+
+    async def set_alias(self, model: str, alias: str, version: str) -> None:
+        """Set an alias. Idempotent."""
+
+    async def delete_alias(self, model: str, alias: str) -> None:
+        """Delete an alias. Idempotent."""
+
+    async def set_stage(self, model: str, version: str, stage: str) -> None:
+        """Move a version to a stage and archive what was there. Idempotent."""
+
+    async def get_run(self, run_id: str) -> Run:
+        """Get a run."""
+
+    async def get_logged_model(self, model_id: str) -> LoggedModel:
+        """Get a logged model."""
+
+    async def experiment_name(self, experiment_id: str) -> str:
+        """Get the name of an experiment."""
+
+    async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
+        """Read the version's ``MLmodel`` file; None if it has none or it cannot be understood."""
+
+    async def ping(self) -> None:
+        """Return if the registry answers."""
+
+    async def close(self) -> None:
+        """Close the connections."""

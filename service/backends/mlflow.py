@@ -1,0 +1,206 @@
+"""The adapter for MLflow servers: typed reads and mark writes over one transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import yaml
+
+from service.errors import NotFound, RegistryRefused
+from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
+
+_API = "/api/2.0/mlflow"
+_REGISTRY = "ModelRegistryService"
+_TRACKING = "MlflowService"
+_MAX_MLMODEL_BYTES = 4 << 20
+_ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
+
+
+class Transport(Protocol):
+    """Carries requests to an MLflow server."""
+
+    async def send(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
+        """Send one RPC."""
+
+    async def get(self, path: str, query: list[tuple[str, str]], limit: int) -> bytes | None:
+        """Read a small file outside the RPCs."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class MlflowBackend:
+    """One MLflow server as a registry (see `service.backend.Backend`)."""
+
+    capabilities = Capabilities(aliases=True, stages=True, tags=True)
+
+    def __init__(self, name: str, transport: Transport) -> None:
+        """Name the registry as configured."""
+        self.name = name
+        self._transport = transport
+
+    async def forward(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
+        """Send one canonical request."""
+        return await self._transport.send(request, writes=writes, trace=trace)
+
+    async def get_model(self, model: str) -> RegisteredModel:
+        """Get a registered model with its aliases and stages."""
+        native = (await self._get(_REGISTRY, "getRegisteredModel", "registered-models/get", name=model))[
+            "registered_model"
+        ]
+        stages: dict[str, tuple[str, ...]] = {}
+        for version in native.get("latest_versions", ()):
+            stage = version.get("current_stage", "None")
+            if stage != "None":
+                stages[stage] = (*stages.get(stage, ()), str(version["version"]))
+        return RegisteredModel(
+            name=native["name"],
+            aliases={item["alias"]: str(item["version"]) for item in native.get("aliases", ())},
+            stages=stages,
+            created_ms=int(native.get("creation_timestamp", 0)),
+            tags=_pairs(native.get("tags")),
+            description=native.get("description", ""),
+            native=native,
+        )
+
+    async def get_version(self, model: str, version: str) -> ModelVersion:
+        """Get a model version."""
+        answer = await self._get(_REGISTRY, "getModelVersion", "model-versions/get", name=model, version=version)
+        return _version(answer["model_version"])
+
+    async def list_versions(self, model: str) -> list[ModelVersion]:
+        """List the versions of a model, newest first, at most 200."""
+        quote = '"' if "'" in model else "'"
+        if quote in model:
+            return []
+        answer = await self._get(
+            _REGISTRY,
+            "searchModelVersions",
+            "model-versions/search",
+            filter=f"name = {quote}{model}{quote}",
+            max_results=200,
+            order_by=["version_number DESC"],
+        )
+        return [_version(item) for item in answer.get("model_versions", ()) if item["name"] == model]
+
+    async def set_alias(self, model: str, alias: str, version: str) -> None:
+        """Set an alias."""
+        await self._write(
+            "setRegisteredModelAlias", "POST", "registered-models/alias", name=model, alias=alias, version=version
+        )
+
+    async def delete_alias(self, model: str, alias: str) -> None:
+        """Delete an alias."""
+        await self._write("deleteRegisteredModelAlias", "DELETE", "registered-models/alias", name=model, alias=alias)
+
+    async def set_stage(self, model: str, version: str, stage: str) -> None:
+        """Move a version to a stage and archive what was there."""
+        await self._write(
+            "transitionModelVersionStage",
+            "POST",
+            "model-versions/transition-stage",
+            name=model,
+            version=version,
+            stage=stage,
+            archive_existing_versions=stage in ("Staging", "Production"),
+        )
+
+    async def get_run(self, run_id: str) -> Run:
+        """Get a run."""
+        native = (await self._get(_TRACKING, "getRun", "runs/get", run_id=run_id))["run"]
+        info, data = native["info"], native.get("data", {})
+        inputs = native.get("inputs", {}).get("dataset_inputs", ())
+        return Run(
+            run_id=info["run_id"],
+            experiment_id=str(info["experiment_id"]),
+            status=str(info.get("status", "")),
+            artifact_uri=info.get("artifact_uri", ""),
+            metrics={item["key"]: float(item["value"]) for item in data.get("metrics", ())},
+            params=_pairs(data.get("params")),
+            tags=_pairs(data.get("tags")),
+            datasets=tuple(
+                {key: str(item["dataset"].get(key, "")) for key in ("name", "digest", "source_type", "source")}
+                for item in inputs
+            ),
+        )
+
+    async def get_logged_model(self, model_id: str) -> LoggedModel:
+        """Get a logged model."""
+        native = (
+            await self._send(
+                Request(f"{_TRACKING}.getLoggedModel", "GET", f"{_API}/logged-models/{model_id}"),
+                writes=False,
+            )
+        )["model"]["info"]
+        return LoggedModel(
+            model_id=native["model_id"],
+            experiment_id=str(native["experiment_id"]),
+            artifact_uri=native.get("artifact_uri", ""),
+            source_run_id=native.get("source_run_id", ""),
+        )
+
+    async def experiment_name(self, experiment_id: str) -> str:
+        """Get the name of an experiment."""
+        answer = await self._get(_TRACKING, "getExperiment", "experiments/get", experiment_id=experiment_id)
+        return str(answer["experiment"]["name"])
+
+    async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
+        """Read the version's ``MLmodel`` file."""
+        raw = await self._transport.get(
+            "/model-versions/get-artifact",
+            [("name", model), ("version", version), ("path", "MLmodel")],
+            _MAX_MLMODEL_BYTES,
+        )
+        return await asyncio.to_thread(_parse_mlmodel, raw) if raw else None
+
+    async def ping(self) -> None:
+        """Return if the registry answers a real query."""
+        await self._get(_TRACKING, "searchExperiments", "experiments/search", method="POST", max_results=1)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def _get(self, service: str, rpc: str, path: str, *, method: str = "GET", **message: Any) -> dict[str, Any]:
+        return await self._send(Request(f"{service}.{rpc}", method, f"{_API}/{path}", message), writes=False)
+
+    async def _write(self, rpc: str, method: str, path: str, **message: Any) -> None:
+        await self._send(Request(f"{_REGISTRY}.{rpc}", method, f"{_API}/{path}", message), writes=True)
+
+    async def _send(self, request: Request, *, writes: bool) -> dict[str, Any]:
+        try:
+            return (await self._transport.send(request, writes=writes)).document()
+        except RegistryRefused as error:
+            if error.error_code in _ABSENT and not writes:
+                raise NotFound(error.detail) from error
+            raise
+
+
+def _parse_mlmodel(raw: bytes) -> dict[str, Any] | None:
+    try:
+        document = yaml.load(raw, Loader=yaml.CSafeLoader)  # noqa: S506  # CSafeLoader is the safe one, in C
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _version(native: Mapping[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        model=native["name"],
+        version=str(native["version"]),
+        status=native.get("status", ""),
+        stage=native.get("current_stage", "None"),
+        source=native.get("source", ""),
+        run_id=native.get("run_id", ""),
+        aliases=tuple(native.get("aliases", ())),
+        tags=_pairs(native.get("tags")),
+        created_ms=int(native.get("creation_timestamp", 0)),
+        description=native.get("description", ""),
+        native=native,
+    )
+
+
+def _pairs(items: Any) -> dict[str, str]:
+    return {item["key"]: item.get("value", "") for item in items or ()}

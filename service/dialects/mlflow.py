@@ -1,0 +1,252 @@
+"""The MLflow dialect: finds the RPC of a request and builds its Call, out of MLflow's own descriptors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from service.dialects.mlflow_refused import REFUSED
+from service.dialects.mlflow_table import ROWS, Row, no_traversal
+from service.dialects.protobuf import Endpoint, Rpc, canonical, load_services, read_body, read_query
+from service.errors import (
+    BodyTooLarge,
+    Busy,
+    Conflict,
+    Denied,
+    GateClosed,
+    GatewayError,
+    InvalidRequest,
+    JournalUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    OperationPending,
+    OutcomeUnknown,
+    RefusedRoute,
+    RegistryRefused,
+    RegistryUnavailable,
+    Stale,
+    Unauthenticated,
+    UnknownRoute,
+    UnsupportedMediaType,
+)
+from service.model import Call, Principal, PromotionResult, Request
+from service.strict import decode_segment, parse_json
+
+SERVICES = (
+    ("model_registry_pb2", "ModelRegistryService"),
+    ("service_pb2", "MlflowService"),
+    ("mlflow_artifacts_pb2", "MlflowArtifactsService"),
+    ("webhooks_pb2", "WebhookService"),
+)
+PREFIXES = ("api", "ajax-api")
+_REST = "<path:"
+_GRAPHQL = "GraphQL is not served through the gateway; nothing was forwarded."
+
+_STATUS: dict[type[GatewayError], tuple[int, str]] = {
+    Unauthenticated: (401, "UNAUTHENTICATED"),
+    Denied: (403, "PERMISSION_DENIED"),
+    UnknownRoute: (404, "ENDPOINT_NOT_FOUND"),
+    RefusedRoute: (404, "ENDPOINT_NOT_FOUND"),
+    MethodNotAllowed: (405, "ENDPOINT_NOT_FOUND"),
+    InvalidRequest: (400, "INVALID_PARAMETER_VALUE"),
+    BodyTooLarge: (413, "INVALID_PARAMETER_VALUE"),
+    UnsupportedMediaType: (415, "INVALID_PARAMETER_VALUE"),
+    NotFound: (404, "RESOURCE_DOES_NOT_EXIST"),
+    Conflict: (409, "RESOURCE_CONFLICT"),
+    GateClosed: (409, "RESOURCE_CONFLICT"),
+    Stale: (412, "RESOURCE_CONFLICT"),
+    OperationPending: (409, "RESOURCE_CONFLICT"),
+    Busy: (503, "TEMPORARILY_UNAVAILABLE"),
+    JournalUnavailable: (503, "TEMPORARILY_UNAVAILABLE"),
+    RegistryUnavailable: (503, "TEMPORARILY_UNAVAILABLE"),
+    OutcomeUnknown: (424, "OUTCOME_UNKNOWN"),  # 504 would be retried by MLflow's client, up to eight creates
+}
+
+
+def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
+    """Give *error* the shape of MLflow's REST API, so that its client raises its own exception."""
+    if isinstance(error, RegistryRefused):
+        status, code = error.status, error.error_code
+    else:
+        status, code = _STATUS.get(type(error), (500, "INTERNAL_ERROR"))
+    detail = error.detail
+    if isinstance(error, GateClosed):
+        failed = [f for f in error.verdict.findings if not f.passed]
+        detail += "".join(f"\n- {finding.rule}: {finding.because}" for finding in failed)
+    if error.operation:
+        detail += f"\n(operation {error.operation})"
+    headers = {"content-type": "application/json"}
+    if status == 401:
+        headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
+    if status == 503:
+        headers["retry-after"] = "1"
+    if error.operation:
+        headers["registry-gateway-operation"] = error.operation
+    return status, headers, json.dumps({"error_code": code, "message": detail}).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A request's RPC, its row, and the parameters its path held."""
+
+    rpc: Rpc
+    row: Row
+    endpoint: Endpoint
+    parameters: dict[str, str]
+
+    @property
+    def streams(self) -> bool:
+        """Whether the request's body is an artifact's bytes rather than a message."""
+        return self.rpc.name == "uploadArtifact"
+
+
+class MlflowDialect:
+    """Routes and parses MLflow's REST API. Holds no registry: it only understands requests."""
+
+    def __init__(self) -> None:
+        """Load MLflow's descriptors and index their paths."""
+        self.rpcs = load_services(*SERVICES)
+        self._literal: dict[str, dict[str, tuple[Rpc, Endpoint]]] = {}
+        self._template: list[tuple[list[str], Rpc, Endpoint]] = []
+        for rpc in self.rpcs.values():
+            for endpoint in rpc.endpoints:
+                if "{" in endpoint.path or _REST in endpoint.path:
+                    self._template.append((endpoint.path.split("/"), rpc, endpoint))
+                else:
+                    self._literal.setdefault(endpoint.path, {})[endpoint.method] = (rpc, endpoint)
+
+    def match(self, method: str, raw_path: str) -> Match:
+        """Find the RPC of *method* and the raw, still encoded *raw_path* (``/api/2.0/mlflow/...``).
+
+        Raises:
+            UnknownRoute: no descriptor has this path. RefusedRoute: one has, and it is refused on purpose.
+            MethodNotAllowed: the path is served with other methods only.
+        """
+        prefix, _, path = raw_path.lstrip("/").partition("/")
+        if raw_path.rstrip("/").endswith("/graphql") or raw_path == "/graphql":
+            raise RefusedRoute(_GRAPHQL)
+        if prefix not in PREFIXES:
+            raise UnknownRoute(_unknown(method, raw_path))
+        found = self._find(path)
+        if not found:
+            raise UnknownRoute(_unknown(method, raw_path))
+        if method not in found:
+            message = f"{raw_path[:200]} takes {', '.join(sorted(found))}, not {method}."
+            raise MethodNotAllowed(message)
+        rpc, endpoint, parameters = found[method]
+        row = ROWS.get(rpc.key)
+        if row is None:
+            raise RefusedRoute(REFUSED.get(rpc.key) or _unknown(method, raw_path))
+        return Match(rpc, row, endpoint, parameters)
+
+    def _find(self, path: str) -> dict[str, tuple[Rpc, Endpoint, dict[str, str]]]:
+        if path in self._literal:  # literal paths beat templates
+            return {method: (*found, {}) for method, found in self._literal[path].items()}
+        segments = path.split("/")
+        found: dict[str, tuple[Rpc, Endpoint, dict[str, str]]] = {}
+        for template, rpc, endpoint in self._template:
+            parameters = _parameters(template, segments)
+            if parameters is not None:
+                found.setdefault(endpoint.method, (rpc, endpoint, parameters))
+        return found
+
+    def call(
+        self, match: Match, principal: Principal, registry: str, query: Iterable[tuple[str, str]], body: bytes
+    ) -> tuple[Call, list[str]]:
+        """Build the Call of a matched request; also return the names of dropped fields.
+
+        Raises:
+            InvalidRequest: the message does not fit, or means two things. Nothing was forwarded.
+        """
+        message, dropped = self._message(match, list(query), body)
+        needs = match.row.needs(message)
+        change = match.row.change(message) if match.row.change else None
+        return (
+            Call(
+                principal=principal,
+                registry=registry,
+                name=match.rpc.name,
+                needs=needs,
+                record=match.row.record,
+                request=self._request(match, message),
+                change=change,
+                listing=match.row.listing,
+                experiments=match.row.experiments,
+            ),
+            dropped,
+        )
+
+    def _message(self, match: Match, query: list[tuple[str, str]], body: bytes) -> tuple[dict[str, Any], list[str]]:
+        if "path" in match.parameters:  # an artifact's route has no message
+            if query:
+                message = f"{match.rpc.name} takes no query."
+                raise InvalidRequest(message)
+            return dict(match.parameters), []
+        if match.endpoint.method == "GET":
+            document, dropped = read_query(query, match.rpc)
+        elif query:
+            message = f"A {match.endpoint.method} takes its fields in the body, not in the query."
+            raise InvalidRequest(message)
+        else:
+            document, dropped = read_body(parse_json(body) if body else None, match.rpc)
+        for name, value in match.parameters.items():
+            if document.setdefault(name, value) != value:
+                message = f"The field {name!r} differs between path and body."
+                raise InvalidRequest(message)
+        if match.rpc.request.DESCRIPTOR.fields_by_name.get("run_uuid") and document.get("run_uuid"):
+            _merge_run_uuid(document)
+        return canonical(document, match.rpc), dropped
+
+    @staticmethod
+    def _request(match: Match, message: dict[str, Any]) -> Request:
+        first = match.rpc.endpoints[0]
+        path, rest = first.path, dict(message)
+        for name in match.parameters:
+            value = rest[name]
+            if first.method == "GET" or name == "path":
+                del rest[name]
+            path = path.replace(f"{{{name}}}", quote(value, safe="")).replace(
+                "<path:artifact_path>", quote(value, safe="/")
+            )
+        return Request(match.rpc.key, first.method, f"/api/{path}", rest)
+
+
+def render_promotion(match: Match, promotion: PromotionResult) -> dict[str, Any]:
+    """Answer a write on a guarded alias or stage as MLflow answers that RPC."""
+    if match.rpc.name == "transitionModelVersionStage" and promotion.version is not None:
+        return {"model_version": dict(promotion.version.native)}
+    return {}
+
+
+def _merge_run_uuid(document: dict[str, Any]) -> None:
+    """Keep one spelling: MLflow's client sends ``run_uuid`` beside an equal ``run_id``; different ones are refused."""
+    run_uuid = document.pop("run_uuid")
+    if document.setdefault("run_id", run_uuid) != run_uuid:
+        message = "run_id and run_uuid name two different runs."
+        raise InvalidRequest(message)
+
+
+def _parameters(template: list[str], segments: list[str]) -> dict[str, str] | None:
+    if template[-1].startswith(_REST):
+        fixed = template[:-1]
+        if segments[: len(fixed)] != fixed or len(segments) <= len(fixed):
+            return None
+        path = "/".join(decode_segment(part) for part in segments[len(fixed) :])
+        no_traversal(path)
+        return {"path": path}
+    if len(template) != len(segments):
+        return None
+    parameters = {}
+    for expected, given in zip(template, segments, strict=True):
+        if expected.startswith("{"):
+            parameters[expected.strip("{}")] = decode_segment(given)
+        elif expected != given:
+            return None
+    return parameters
+
+
+def _unknown(method: str, raw_path: str) -> str:
+    return f"No table of the gateway names {method} {raw_path[:200]}; nothing was forwarded."

@@ -1,0 +1,359 @@
+"""The table of the MLflow dialect: each served RPC -> what it needs, what it changes, how it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import InvalidRequest
+from service.model import (
+    STAGES,
+    AliasDelete,
+    AliasSet,
+    Change,
+    Listing,
+    Located,
+    ModelCreate,
+    ModelDelete,
+    ModelRename,
+    ModelUpdate,
+    Need,
+    OfArtifact,
+    OfExperiment,
+    OfLoggedModel,
+    OfRun,
+    OutsideSource,
+    Record,
+    StageSet,
+    TagDelete,
+    TagSet,
+    VersionCreate,
+    VersionDelete,
+    VersionUpdate,
+    resource,
+)
+from service.strict import check_alias, check_name, check_text, check_version
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one RPC means."""
+
+    needs: Callable[[Message], tuple[Need, ...]]
+    record: Record = Record.NONE
+    change: Callable[[Message], Change] | None = None
+    listing: Listing | None = None
+    experiments: str = ""
+    """The repeated field of experiment identifiers, cut down to the readable ones."""
+    max_body_bytes: int = 1 << 20
+
+
+def text(message: Message, field: str) -> str:
+    """Return the string *field* of *message*, which must be there.
+
+    Raises:
+        InvalidRequest: missing, empty or with a control character.
+    """
+    return check_text(str(message.get(field, "")), field)
+
+
+def _version(message: Message) -> str:
+    return check_version(text(message, "version"))
+
+
+def _stage(message: Message) -> str:
+    given = text(message, "stage")
+    for stage in STAGES:
+        if stage.lower() == given.lower():
+            return stage
+    problem = f"The stage {given[:40]!r} is none of {', '.join(STAGES)}."
+    raise InvalidRequest(problem)
+
+
+def _tags(message: Message, *where: str) -> tuple[Need, ...]:
+    return tuple(Need("tag:set", resource(*where, "tags", text(tag, "key"))) for tag in message.get("tags", ()))
+
+
+def _model(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    return lambda message: (Need(action, resource("models", text(message, "name"))),)
+
+
+def _versions(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        if "version" in message:
+            _version(message)
+        return (Need(action, resource("models", text(message, "name"), "versions")),)
+
+    return needs
+
+
+def _one_version(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        _version(message)
+        return (Need(action, resource("models", text(message, "name"), "versions")),)
+
+    return needs
+
+
+def _create_model(message: Message) -> tuple[Need, ...]:
+    name = check_name(text(message, "name"), "model name")
+    return (Need("model:create", resource("models", name)), *_tags(message, "models", name))
+
+
+def _rename_model(message: Message) -> tuple[Need, ...]:
+    new_name = check_name(text(message, "new_name"), "new model name")
+    return (
+        Need("model:rename", resource("models", text(message, "name"))),
+        Need("model:rename", resource("models", new_name)),
+    )
+
+
+def _create_version(message: Message) -> tuple[Need, ...]:
+    name = check_name(text(message, "name"), "model name")
+    needs = [Need("version:create", resource("models", name, "versions")), *source_needs(text(message, "source"))]
+    if message.get("run_id"):
+        needs.append(Need("run:read", OfRun(text(message, "run_id"))))
+    if message.get("model_id"):
+        needs.append(Need("artifact:read", OfLoggedModel(text(message, "model_id"))))
+    return (*needs, *_tags(message, "models", name, "versions"))
+
+
+def source_needs(source: str) -> tuple[Need, ...]:
+    """Say what a caller must be allowed to read before *source* may become a version.
+
+    Raises:
+        InvalidRequest: a ``models:`` source that names an alias or stage, or a path that goes upwards.
+    """
+    scheme, _, rest = source.partition(":")
+    if scheme == "models":
+        parts = rest.strip("/").split("/")
+        if parts[0].startswith("m-") and len(parts) == 1:
+            return (Need("artifact:read", OfLoggedModel(parts[0])),)
+        if len(parts) == 2 and "@" not in rest:
+            check_version(parts[1])
+            return (Need("version:read", resource("models", parts[0], "versions")),)
+        problem = "A models: source must be models:/<name>/<version> or models:/m-<id>; an alias or stage can move."
+        raise InvalidRequest(problem)
+    if scheme == "runs":
+        run_id, _, path = rest.lstrip("/").partition("/")
+        no_traversal(path)
+        return (Need("artifact:read", OfRun(check_text(run_id, "run of the source"))),)
+    if scheme == "mlflow-artifacts" and not rest.startswith("//"):
+        return (Need("artifact:read", OfArtifact(rest.lstrip("/"))),)
+    no_traversal(rest)
+    return (Need("version:create", OutsideSource(source)),)
+
+
+def no_traversal(path: str) -> None:
+    """Refuse a path that leaves its place: a ``.`` or ``..`` segment, or anything percent-encoded."""
+    if any(part in (".", "..") for part in path.replace("\\", "/").split("/")) or "%" in path:
+        problem = "The path goes upwards or is percent-encoded."
+        raise InvalidRequest(problem)
+
+
+def _alias(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        alias = text(message, "alias")
+        if action == "alias:set":
+            check_alias(alias)
+            _version(message)
+        return (Need(action, resource("models", text(message, "name"), "aliases", alias)),)
+
+    return needs
+
+
+def _transition(message: Message) -> tuple[Need, ...]:
+    _version(message)
+    return (Need("stage:set", resource("models", text(message, "name"), "stages", _stage(message))),)
+
+
+def _model_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    return lambda message: (Need(action, resource("models", text(message, "name"), "tags", text(message, "key"))),)
+
+
+def _version_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        _version(message)
+        return (Need(action, resource("models", text(message, "name"), "versions", "tags", text(message, "key"))),)
+
+    return needs
+
+
+def run_of(message: Message) -> OfRun:
+    """Return the run a message names; ``run_uuid`` is the old spelling and must agree."""
+    run_id, run_uuid = str(message.get("run_id", "")), str(message.get("run_uuid", ""))
+    if run_id and run_uuid and run_id != run_uuid:
+        problem = "run_id and run_uuid name two different runs."
+        raise InvalidRequest(problem)
+    return OfRun(check_text(run_id or run_uuid, "run_id"))
+
+
+def _run(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    return lambda message: (Need(action, run_of(message)),)
+
+
+def _artifacts_of(where: Callable[[Message], Located], field: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        no_traversal(str(message.get(field, "")))
+        return (Need("artifact:read", where(message)),)
+
+    return needs
+
+
+def _run_and_models(message: Message) -> tuple[Need, ...]:
+    """The run, and each logged model that a metric, an input or an output of it names."""
+    named = [message, *message.get("metrics", ()), *message.get("models", ())]
+    models = {str(item["model_id"]): None for item in named if item.get("model_id")}
+    return (Need("run:update", run_of(message)), *(Need("run:update", OfLoggedModel(key)) for key in models))
+
+
+def _experiment(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    return lambda message: (Need(action, OfExperiment(text(message, "experiment_id"))),)
+
+
+def _create_experiment(message: Message) -> tuple[Need, ...]:
+    name = text(message, "name")
+    needs = [Need("experiment:create", resource("experiments", name))]
+    if message.get("artifact_location"):
+        needs.append(Need("experiment:create", resource("experiments", name, "artifact_location")))
+    return tuple(needs)
+
+
+def _update_experiment(message: Message) -> tuple[Need, ...]:
+    needs = _experiment("experiment:update")(message)
+    if message.get("new_name"):
+        needs += (Need("experiment:update", resource("experiments", text(message, "new_name"))),)
+    return needs
+
+
+def _create_logged_model(message: Message) -> tuple[Need, ...]:
+    needs: tuple[Need, ...] = (Need("run:create", OfExperiment(text(message, "experiment_id"))),)
+    if message.get("source_run_id"):
+        needs += (Need("run:update", OfRun(text(message, "source_run_id"))),)
+    return needs
+
+
+def _logged_model(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    return lambda message: (Need(action, OfLoggedModel(text(message, "model_id"))),)
+
+
+def _artifact(action: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        where: Located = OfArtifact(text(message, "path"))
+        return (Need(action, where),)
+
+    return needs
+
+
+_MODELS = Listing("registered_models", "model:read", lambda item: resource("models", str(item["name"])))
+_VERSIONS = Listing("model_versions", "version:read", lambda item: resource("models", str(item["name"]), "versions"))
+_EXPERIMENTS = Listing("experiments", "experiment:read", lambda item: resource("experiments", str(item["name"])))
+
+
+def _nothing(_: Message) -> tuple[Need, ...]:
+    return ()
+
+
+EACH, SUMMED = Record.EACH, Record.SUMMED
+
+_REGISTRY = {
+    "createRegisteredModel": Row(_create_model, EACH, lambda m: ModelCreate(m["name"])),
+    "renameRegisteredModel": Row(_rename_model, EACH, lambda m: ModelRename(m["name"], m["new_name"])),
+    "updateRegisteredModel": Row(
+        _model("model:update"), EACH, lambda m: ModelUpdate(m["name"], m.get("description", ""))
+    ),
+    "deleteRegisteredModel": Row(_model("model:delete"), EACH, lambda m: ModelDelete(m["name"])),
+    "getRegisteredModel": Row(_model("model:read")),
+    "searchRegisteredModels": Row(_nothing, listing=_MODELS),
+    "getLatestVersions": Row(_versions("version:read")),
+    "createModelVersion": Row(
+        _create_version, EACH, lambda m: VersionCreate(m["name"], m["source"], m.get("run_id", ""))
+    ),
+    "updateModelVersion": Row(
+        _one_version("version:update"),
+        EACH,
+        lambda m: VersionUpdate(m["name"], m["version"], m.get("description", "")),
+    ),
+    "transitionModelVersionStage": Row(
+        _transition,
+        EACH,
+        lambda m: StageSet(m["name"], m["version"], _stage(m), bool(m.get("archive_existing_versions"))),
+    ),
+    "deleteModelVersion": Row(_one_version("version:delete"), EACH, lambda m: VersionDelete(m["name"], m["version"])),
+    "getModelVersion": Row(_one_version("version:read")),
+    "searchModelVersions": Row(_nothing, listing=_VERSIONS),
+    "getModelVersionDownloadUri": Row(_one_version("version:read")),
+    "setRegisteredModelTag": Row(
+        _model_tag("tag:set"), EACH, lambda m: TagSet(m["name"], "", m["key"], m.get("value", ""))
+    ),
+    "setModelVersionTag": Row(
+        _version_tag("tag:set"), EACH, lambda m: TagSet(m["name"], m["version"], m["key"], m.get("value", ""))
+    ),
+    "deleteRegisteredModelTag": Row(_model_tag("tag:delete"), EACH, lambda m: TagDelete(m["name"], "", m["key"])),
+    "deleteModelVersionTag": Row(
+        _version_tag("tag:delete"), EACH, lambda m: TagDelete(m["name"], m["version"], m["key"])
+    ),
+    "setRegisteredModelAlias": Row(_alias("alias:set"), EACH, lambda m: AliasSet(m["name"], m["alias"], m["version"])),
+    "deleteRegisteredModelAlias": Row(_alias("alias:delete"), EACH, lambda m: AliasDelete(m["name"], m["alias"])),
+    "getModelVersionByAlias": Row(_alias("alias:read")),
+}
+
+_BATCH_BYTES = 16 << 20
+
+_TRACKING = {
+    "getExperimentByName": Row(
+        lambda m: (Need("experiment:read", resource("experiments", text(m, "experiment_name"))),)
+    ),
+    "createExperiment": Row(_create_experiment, EACH),
+    "searchExperiments": Row(_nothing, listing=_EXPERIMENTS),
+    "getExperiment": Row(_experiment("experiment:read")),
+    "deleteExperiment": Row(_experiment("experiment:delete"), EACH),
+    "restoreExperiment": Row(_experiment("experiment:delete"), EACH),
+    "updateExperiment": Row(_update_experiment, EACH),
+    "setExperimentTag": Row(_experiment("experiment:update"), SUMMED),
+    "deleteExperimentTag": Row(_experiment("experiment:update"), SUMMED),
+    "createRun": Row(_experiment("run:create"), SUMMED),
+    "updateRun": Row(_run("run:update"), SUMMED),
+    "deleteRun": Row(_run("run:delete"), EACH),
+    "restoreRun": Row(_run("run:delete"), EACH),
+    "getRun": Row(_run("run:read")),
+    "searchRuns": Row(_nothing, experiments="experiment_ids"),
+    "logMetric": Row(_run_and_models, SUMMED),
+    "logParam": Row(_run("run:update"), SUMMED),
+    "setTag": Row(_run("run:update"), SUMMED),
+    "deleteTag": Row(_run("run:update"), SUMMED),
+    "logBatch": Row(_run_and_models, SUMMED, max_body_bytes=_BATCH_BYTES),
+    "logModel": Row(_run("run:update"), SUMMED),
+    "logInputs": Row(_run_and_models, SUMMED, max_body_bytes=_BATCH_BYTES),
+    "logOutputs": Row(_run_and_models, SUMMED),
+    "getMetricHistory": Row(_run("run:read")),
+    "listArtifacts": Row(_artifacts_of(run_of, "path")),
+    "createLoggedModel": Row(_create_logged_model, SUMMED),
+    "finalizeLoggedModel": Row(_logged_model("run:update"), SUMMED),
+    "getLoggedModel": Row(_logged_model("run:read")),
+    "deleteLoggedModel": Row(_logged_model("run:delete"), EACH),
+    "searchLoggedModels": Row(_nothing, experiments="experiment_ids"),
+    "setLoggedModelTags": Row(_logged_model("run:update"), SUMMED),
+    "deleteLoggedModelTag": Row(_logged_model("run:update"), SUMMED),
+    "listLoggedModelArtifacts": Row(
+        _artifacts_of(lambda m: OfLoggedModel(text(m, "model_id")), "artifact_directory_path")
+    ),
+    "LogLoggedModelParams": Row(_logged_model("run:update"), SUMMED, max_body_bytes=_BATCH_BYTES),
+}
+
+_ARTIFACTS = {
+    "downloadArtifact": Row(_artifact("artifact:read")),
+    "uploadArtifact": Row(_artifact("artifact:write"), SUMMED),
+    "listArtifacts": Row(_artifact("artifact:read")),
+    "deleteArtifact": Row(_artifact("artifact:delete"), EACH),
+}
+
+ROWS: Mapping[str, Row] = {
+    **{f"ModelRegistryService.{name}": row for name, row in _REGISTRY.items()},
+    **{f"MlflowService.{name}": row for name, row in _TRACKING.items()},
+    **{f"MlflowArtifactsService.{name}": row for name, row in _ARTIFACTS.items()},
+}
+"""Served RPCs by ``Service.name``. An RPC that is neither here nor in `mlflow_refused` turns a test red."""

@@ -1,0 +1,146 @@
+"""The closed set of errors. No HTTP here: `api.problems` and the dialects say how each is answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from service.model import Verdict
+
+
+class GatewayError(Exception):
+    """Something the gateway says no to, or cannot tell. Each subclass names its consequence."""
+
+    code: ClassVar[str] = "error"
+    title: ClassVar[str] = "Error"
+
+    def __init__(self, detail: str, *, operation: str | None = None) -> None:
+        """Say what happened in *detail*, one sentence a user can act on; *operation* if it was recorded."""
+        super().__init__(detail)
+        self.detail = detail
+        self.operation = operation
+
+
+class Unauthenticated(GatewayError):
+    """No valid credential. Nothing was looked at."""
+
+    code, title = "unauthenticated", "Authentication needed"
+
+
+class Denied(GatewayError):
+    """No policy allows it. Nothing was forwarded."""
+
+    code, title = "denied", "Not allowed"
+
+
+class UnknownRoute(GatewayError):
+    """No table names this path. Nothing was forwarded."""
+
+    code, title = "unknown-route", "No such route"
+
+
+class RefusedRoute(GatewayError):
+    """The registry has this route and the gateway refuses it on purpose. Nothing was forwarded."""
+
+    code, title = "refused-route", "Route refused"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, but not with this method. Nothing was forwarded."""
+
+    code, title = "method-not-allowed", "Method not allowed"
+
+
+class InvalidRequest(GatewayError):
+    """The request is malformed. Nothing was forwarded."""
+
+    code, title = "invalid-request", "Invalid request"
+
+
+class BodyTooLarge(GatewayError):
+    """The body is over the limit of this route. Nothing was forwarded."""
+
+    code, title = "body-too-large", "Body too large"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The body is of a type or encoding that is not read. Nothing was forwarded."""
+
+    code, title = "unsupported-media-type", "Unsupported media type"
+
+
+class NotFound(GatewayError):
+    """What was asked for does not exist. Nothing was changed."""
+
+    code, title = "not-found", "Not found"
+
+
+class Conflict(GatewayError):
+    """The state of things does not allow it. Nothing was forwarded."""
+
+    code, title = "conflict", "Conflict"
+
+
+class GateClosed(GatewayError):
+    """A promotion rule failed. Nothing was forwarded. The verdict lists every finding."""
+
+    code, title = "gate-closed", "The gate is closed"
+
+    def __init__(self, detail: str, verdict: Verdict, *, operation: str | None = None) -> None:
+        """Carry the *verdict* to the caller."""
+        super().__init__(detail, operation=operation)
+        self.verdict = verdict
+
+
+class Stale(GatewayError):
+    """The caller's view (If-Match, review) is not the present one. Nothing was forwarded."""
+
+    code, title = "stale", "The state has changed"
+
+
+class OperationPending(GatewayError):
+    """The same call is unsettled. It was not forwarded again."""
+
+    code, title = "operation-pending", "An equal operation is unsettled"
+
+
+class Busy(GatewayError):
+    """A lock was not had in time. Nothing was forwarded; try again."""
+
+    code, title = "busy", "Busy"
+
+
+class JournalUnavailable(GatewayError):
+    """A write could not be recorded first. Nothing was forwarded; try again."""
+
+    code, title = "journal-unavailable", "The journal is unavailable"
+
+
+class RegistryUnavailable(GatewayError):
+    """The registry could not be reached or failed before it could act. Nothing was changed; try again."""
+
+    code, title = "registry-unavailable", "The registry is unavailable"
+
+
+class OutcomeUnknown(GatewayError):
+    """The write was forwarded and its answer never came. It is read back and its outcome recorded."""
+
+    code, title = "outcome-unknown", "The outcome is not known yet"
+
+
+class RegistryRefused(GatewayError):
+    """The registry was asked and said no, in its own words."""
+
+    code, title = "registry-refused", "The registry refused"
+
+    def __init__(self, detail: str, *, status: int, error_code: str, operation: str | None = None) -> None:
+        """Keep the registry's own *status* and *error_code*."""
+        super().__init__(detail, operation=operation)
+        self.status = status
+        self.error_code = error_code
+
+
+class BadConfiguration(GatewayError):
+    """A file or setting is wrong. The process does not start, or keeps what it had."""
+
+    code, title = "bad-configuration", "Bad configuration"

@@ -1,0 +1,142 @@
+"""Reads the YAML files users write, with the line of every key, so that errors can name it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from service.errors import BadConfiguration
+
+T = TypeVar("T")
+MAX_BYTES = 16 << 20
+
+
+class YamlFile:
+    """A parsed YAML file that knows where each of its keys stands."""
+
+    def __init__(self, path: Path, text: str | None = None) -> None:
+        """Parse *path* (or *text*, read before).
+
+        Raises:
+            BadConfiguration: unreadable, not YAML, a key twice, or an alias; the message names file and line.
+        """
+        self.path = path
+        if text is None:
+            text = read_text(path)
+        try:
+            node = yaml.compose(text, Loader=yaml.CSafeLoader)
+            self._node = node
+            self.data = self._plain(node, set()) if node is not None else None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            message = f"{where}: not valid YAML: {error.problem}"
+            raise BadConfiguration(message) from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            message = f"{path}: not valid YAML: {error}"
+            raise BadConfiguration(message) from None
+
+    def _plain(self, node: yaml.Node, seen: set[int]) -> Any:
+        if id(node) in seen:
+            raise self._error(node, "YAML aliases are not read")
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            document: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(key_node.value)
+                if key in document:
+                    raise self._error(key_node, f"the key {key!r} stands twice")
+                document[key] = self._plain(value_node, seen)
+            return document
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, seen) for item in node.value]
+        loader = yaml.CSafeLoader("")
+        try:
+            return loader.construct_object(node)  # type: ignore[no-untyped-call]  # PyYAML's stubs lack it
+        except (yaml.YAMLError, ValueError) as error:
+            raise self._error(node, str(error)) from None
+
+    def _error(self, node: yaml.Node, problem: str) -> BadConfiguration:
+        return BadConfiguration(f"{self.path}:{node.start_mark.line + 1}: {problem}")
+
+    def line(self, *keys: str | int) -> int:
+        """Return the line (from 1) of the value at *keys*, or of the deepest part of them that exists."""
+        node = self._node
+        line = node.start_mark.line + 1 if node is not None else 1
+        for key in keys:
+            child = None
+            if isinstance(node, yaml.MappingNode):
+                for key_node, value_node in node.value:
+                    if str(key_node.value) == str(key):
+                        child, line = value_node, key_node.start_mark.line + 1
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                child = node.value[key]
+                line = child.start_mark.line + 1
+            if child is None:
+                break
+            node = child
+        return line
+
+    def error(self, problem: str, *keys: str | int) -> BadConfiguration:
+        """Build the error that says *problem* at the line of *keys*."""
+        return BadConfiguration(f"{self.path}:{self.line(*keys)}: {problem}")
+
+    def convert(self, kind: type[T]) -> T:
+        """Convert the whole file to *kind*.
+
+        Raises:
+            BadConfiguration: an unknown key, a missing one or a wrong type, with its line.
+        """
+        return convert(self.data if self.data is not None else {}, kind, self)
+
+
+def convert(data: Any, kind: type[T], file: YamlFile) -> T:
+    """Convert *data*, read from *file*, to the msgspec type *kind*; errors name the line."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        keys = _keys(where.rstrip("`"))
+        if "unknown field `" in problem:
+            keys = (*keys, problem.split("`")[1])
+            problem = f"unknown key {'.'.join(str(key) for key in keys)!r}"
+        elif keys:
+            problem = f"{'.'.join(str(key) for key in keys)}: {problem}"
+        raise file.error(problem, *keys) from None
+
+
+def _keys(where: str) -> tuple[str | int, ...]:
+    keys: list[str | int] = []
+    for part in where.replace("[", ".[").split("."):
+        if part.startswith("["):
+            inner = part.strip("[]")
+            keys.append(int(inner) if inner.isdigit() else inner)
+        elif part:
+            keys.append(part)
+    return tuple(keys)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file of at most 16 MiB.
+
+    Raises:
+        BadConfiguration: it cannot be read; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        raise BadConfiguration(message) from None
+    if len(raw) > MAX_BYTES:
+        message = f"{path}: larger than {MAX_BYTES} bytes"
+        raise BadConfiguration(message)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        message = f"{path}:{line}: not UTF-8"
+        raise BadConfiguration(message) from None

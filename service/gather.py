@@ -1,0 +1,88 @@
+"""Fetches the facts that a gate's rules name, and no others; independent ones at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from service.audit import Journal
+from service.backend import Backend
+from service.errors import NotFound
+from service.model import Approval, Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
+from service.promotion.facts import Facts, Source, VersionFacts
+from service.promotion.gate import Environment
+
+T = TypeVar("T")
+
+
+class Gatherer:
+    """Reads the registry and the journal for a gate. What cannot be read is an error (503), never a failed rule."""
+
+    def __init__(self, journal: Journal, now: Callable[[], float]) -> None:
+        """Read records from *journal*."""
+        self._journal = journal
+        self._now = now
+
+    async def facts(
+        self,
+        backend: Backend,
+        environment: Environment,
+        candidate: ModelVersion,
+        incumbent: ModelVersion | None,
+        principal: Principal,
+        reason: str,
+    ) -> Facts:
+        """Fetch what *environment* needs to judge *candidate*.
+
+        Raises:
+            RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
+        """
+        records = self._journal
+        here = (backend.name, candidate.model, candidate.binding)
+        judged, live, evidence, approvals = await asyncio.gather(
+            self.version(backend, candidate, environment.sources("candidate")),
+            self._incumbent(backend, environment, candidate, incumbent),
+            records.evidence(*here) if environment.names("evidence") else _nothing(list[Evidence]()),
+            records.approvals(*here) if environment.rules else _nothing(list[Approval]()),
+        )
+        return Facts(judged, live, evidence, approvals, principal, reason, self._now())
+
+    async def _incumbent(
+        self, backend: Backend, environment: Environment, candidate: ModelVersion, incumbent: ModelVersion | None
+    ) -> VersionFacts | None:
+        if incumbent is None or not environment.names("incumbent"):
+            return None
+        if incumbent.version == candidate.version and incumbent.model == candidate.model:
+            incumbent = candidate
+        return await self.version(backend, incumbent, environment.sources("incumbent"))
+
+    async def version(self, backend: Backend, version: ModelVersion, sources: frozenset[Source]) -> VersionFacts:
+        """Fetch *sources* of one version."""
+        run: Run | None
+        creation: Creation | None
+        periods: list[LivePeriod]
+        run, mlmodel, creation, periods = await asyncio.gather(
+            _run(backend, version.run_id) if Source.RUN in sources else _nothing(None),
+            backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else _nothing(None),
+            self._journal.creation(backend.name, version.model, version.binding)
+            if Source.RECORD in sources
+            else _nothing(None),
+            self._journal.periods(backend.name, version.model)
+            if Source.RECORD in sources
+            else _nothing(list[LivePeriod]()),
+        )
+        return VersionFacts(version, run, mlmodel, creation, periods)
+
+
+async def _run(backend: Backend, run_id: str) -> Run | None:
+    if not run_id:
+        return None
+    try:
+        return await backend.get_run(run_id)
+    except NotFound:
+        return None
+
+
+async def _nothing(value: T) -> T:
+    return value

@@ -1,0 +1,294 @@
+"""What the gateway itself keeps about versions: evidence, approvals, what is live, the trail. Decided like all else."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service.audit import Effect, Event, Operation, Posted, Revoked, Signed
+from service.backend import Backend
+from service.errors import Conflict, Denied, GatewayError, JournalUnavailable, NotFound
+from service.gateway import Gateway
+from service.gather import Gatherer
+from service.guard import live_version
+from service.model import (
+    Approval,
+    Call,
+    Evidence,
+    LivePeriod,
+    ModelVersion,
+    Need,
+    Principal,
+    resource,
+)
+from service.promoter import etag
+from service.promotion.environments import Environments
+from service.promotion.facts import Source, VersionFacts, newest_evidence
+from service.promotion.gate import Environment
+
+
+class Governance:
+    """The operations of the governance API that forward nothing."""
+
+    def __init__(self, gateway: Gateway, environments: Environments, gatherer: Gatherer) -> None:
+        """Decide and record through *gateway*."""
+        self._gateway = gateway
+        self._environments = environments
+        self._gatherer = gatherer
+
+    @property
+    def _journal(self) -> Any:
+        return self._gateway.trail.journal
+
+    async def _open(
+        self, principal: Principal, registry: str, name: str, need: Need, address: str
+    ) -> tuple[Backend, Operation]:
+        backend = self._gateway.backend(registry)
+        call = Call(principal=principal, registry=registry, name=name, needs=(need,), address=address)
+        operation = Operation.opened(call, self._gateway.trail.now())
+        await self._gateway.authorize(backend, call.needs, operation)
+        return backend, operation
+
+    def _environment(self, registry: str, model: str, name: str) -> Environment:
+        found = self._environments.get(registry, model, name)
+        if found is None:
+            known = ", ".join(item.name for item in self._environments.of(registry, model)) or "none"
+            message = f"The model has no environment {name!r}; it has: {known}."
+            raise NotFound(message)
+        return found
+
+    async def _rejecting(self, operation: Operation, error: GatewayError) -> None:
+        if error.operation is None and not isinstance(error, JournalUnavailable):
+            operation.detail = error.detail
+            await self._gateway.trail.refused(operation, "rejected")
+            error.operation = operation.id
+
+    async def _store(
+        self,
+        operation: Operation,
+        backend: Backend,
+        model: str,
+        version: str,
+        effect_of: Callable[[ModelVersion], Any],
+    ) -> ModelVersion:
+        """Bind a record to the very version and store it with its event; a refusal leaves a ``rejected`` one."""
+        operation.model, operation.version = model, version
+        try:
+            found = await backend.get_version(model, version)
+            made = effect_of(found)
+            effect: Effect = await made if asyncio.iscoroutine(made) else made
+            await self._gateway.trail.stored(operation, [effect])
+        except GatewayError as error:
+            await self._rejecting(operation, error)
+            raise
+        return found
+
+    async def post_evidence(
+        self, principal: Principal, registry: str, model: str, version: str, posted: Mapping[str, Any], address: str
+    ) -> Evidence:
+        """Store evidence of ``posted['kind']`` about a version; append-only, the newest of a kind counts.
+
+        Raises:
+            Denied, NotFound, JournalUnavailable: nothing is stored.
+        """
+        need = Need("evidence:post", resource("models", model, "versions", "evidence", posted["kind"]))
+        backend, operation = await self._open(principal, registry, "postEvidence", need, address)
+        evidence = Evidence(
+            id=str(uuid.uuid4()),
+            kind=posted["kind"],
+            result=posted["result"],
+            by=principal.subject,
+            groups=tuple(sorted(principal.groups)),
+            facts=dict(posted["facts"]),
+            source=posted["source"],
+            at=self._gateway.trail.now(),
+        )
+        operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
+        await self._store(
+            operation, backend, model, version, lambda found: Posted(registry, model, found.binding, evidence)
+        )
+        return evidence
+
+    async def evidence(
+        self, principal: Principal, registry: str, model: str, version: str, address: str
+    ) -> list[Evidence]:
+        """List the evidence about a version, oldest first."""
+        found = await self._read_version(principal, registry, model, version, "listEvidence", address)
+        evidence: list[Evidence] = await self._journal.evidence(registry, model, found.binding)
+        return evidence
+
+    async def approve(
+        self, principal: Principal, registry: str, model: str, version: str, signed: Mapping[str, Any], address: str
+    ) -> Approval:
+        """Store an approval or a rejection of a version for an environment, under its present rules.
+
+        Raises:
+            Denied: no right to, or the caller registered the version. NotFound. Nothing is stored.
+        """
+        environment = self._environment(registry, model, signed["environment"])
+        need = Need("approval:create", resource("models", model, "environments", environment.name))
+        backend, operation = await self._open(principal, registry, "createApproval", need, address)
+        operation.environment, operation.reason = environment.name, signed["reason"]
+        approval = Approval(
+            id=str(uuid.uuid4()),
+            environment=environment.name,
+            decision=signed["decision"],
+            by=principal.subject,
+            persons=tuple(sorted(principal.persons)),
+            groups=tuple(sorted(principal.groups)),
+            reason=signed["reason"],
+            at=self._gateway.trail.now(),
+            expires=signed["expires"],
+            rules_digest=environment.rules_digest,
+        )
+        operation.after = {"decision": approval.decision, "id": approval.id}
+
+        async def effect_of(found: ModelVersion) -> Effect:
+            creation = await self._journal.creation(registry, model, found.binding)
+            if creation is not None and principal.persons & {creation.by, *creation.persons}:
+                message = "You registered this version; somebody else has to approve it."
+                await self._gateway.trail.refused(operation, "denied")
+                raise Denied(message, operation=operation.id)
+            return Signed(registry, model, found.binding, approval)
+
+        await self._store(operation, backend, model, version, effect_of)
+        return approval
+
+    async def approvals(
+        self, principal: Principal, registry: str, model: str, version: str, address: str
+    ) -> list[Approval]:
+        """List the approvals of a version, revoked ones too, oldest first."""
+        found = await self._read_version(principal, registry, model, version, "listApprovals", address)
+        approvals: list[Approval] = await self._journal.approvals(registry, model, found.binding)
+        return approvals
+
+    async def revoke(
+        self, principal: Principal, registry: str, model: str, version: str, approval_id: str, address: str
+    ) -> None:
+        """Take an approval back: one's own, or with ``approval:revoke`` anybody's.
+
+        Raises:
+            NotFound: no such approval of this version. Conflict: it was revoked before. Denied.
+        """
+        found = await self._read_version(principal, registry, model, version, "revokeApproval", address)
+        approvals: list[Approval] = await self._journal.approvals(registry, model, found.binding)
+        approval = next((item for item in approvals if item.id == approval_id), None)
+        if approval is None:
+            message = "This version has no such approval."
+            raise NotFound(message)
+        own = approval.by == principal.subject
+        action = "approval:create" if own else "approval:revoke"
+        need = Need(action, resource("models", model, "environments", approval.environment))
+        backend, operation = await self._open(principal, registry, "revokeApproval", need, address)
+        operation.environment, operation.before = approval.environment, {"id": approval.id}
+
+        def effect_of(_: ModelVersion) -> Effect:
+            if approval.revoked:
+                message = "This approval was revoked before."
+                raise Conflict(message)
+            return Revoked(approval.id, self._gateway.trail.now())
+
+        await self._store(operation, backend, model, version, effect_of)
+
+    async def _read_version(
+        self, principal: Principal, registry: str, model: str, version: str, name: str, address: str
+    ) -> ModelVersion:
+        need = Need("version:read", resource("models", model, "versions"))
+        backend, _ = await self._open(principal, registry, name, need, address)
+        return await backend.get_version(model, version)
+
+    async def version(
+        self, principal: Principal, registry: str, model: str, version: str, address: str
+    ) -> tuple[VersionFacts, list[Evidence], list[Approval]]:
+        """Get all that is known about a version."""
+        found = await self._read_version(principal, registry, model, version, "getVersion", address)
+        backend = self._gateway.backend(registry)
+        facts, evidence, approvals = await asyncio.gather(
+            self._gatherer.version(backend, found, frozenset(Source)),
+            self._journal.evidence(registry, model, found.binding),
+            self._journal.approvals(registry, model, found.binding),
+        )
+        return facts, newest_evidence(evidence), approvals
+
+    async def live(
+        self, principal: Principal, registry: str, model: str, name: str, address: str
+    ) -> tuple[ModelVersion, LivePeriod | None, dict[str, Any] | None, str]:
+        """Get what is live in an environment: the version, its period by record, its MLmodel, its ETag.
+
+        Raises:
+            NotFound: no such environment, or nothing is live in it.
+        """
+        need = Need("model:read", resource("models", model, "environments", name))
+        backend, _ = await self._open(principal, registry, "getEnvironment", need, address)
+        environment = self._environment(registry, model, name)
+        version = live_version(await backend.get_model(model), environment)
+        if version is None:
+            message = f"Nothing is live in {name!r}."
+            raise NotFound(message)
+        found, mlmodel, period = await asyncio.gather(
+            backend.get_version(model, version),
+            backend.get_mlmodel(model, version),
+            self._current(registry, model, name),
+        )
+        known = period if period is not None and period.binding == found.binding else None
+        return found, known, mlmodel, etag(found)
+
+    async def _current(self, registry: str, model: str, environment: str) -> LivePeriod | None:
+        try:
+            periods: list[LivePeriod] = await self._journal.periods(registry, model)
+        except JournalUnavailable:  # reads stand without the journal; only who and since are unknown then
+            return None
+        return next(
+            (item for item in reversed(periods) if item.environment == environment and item.until is None), None
+        )
+
+    async def history(
+        self, principal: Principal, registry: str, model: str, name: str, address: str
+    ) -> list[LivePeriod]:
+        """List what was live in an environment by record, newest first."""
+        need = Need("model:read", resource("models", model, "environments", name))
+        await self._open(principal, registry, "getHistory", need, address)
+        self._environment(registry, model, name)
+        periods: list[LivePeriod] = await self._journal.periods(registry, model)
+        return [item for item in reversed(periods) if item.environment == name]
+
+    async def promotion(self, principal: Principal, operation_id: str) -> list[Event]:
+        """List the events of a promotion the caller may read about.
+
+        Raises:
+            NotFound: no such promotion, or none the caller may see.
+        """
+        events: list[Event] = await self._journal.operation_events(operation_id)
+        message = "There is no promotion of this id."
+        if not events or not events[0]["data"]["environment"]:
+            raise NotFound(message)
+        data = events[0]["data"]
+        may = self._gateway.decides(principal, data["registry"], resource("models", data["model"]), "model:read")
+        if not may.allowed:
+            raise NotFound(message)
+        return events
+
+    async def events(
+        self, principal: Principal, filters: Mapping[str, Any], after: int, limit: int, address: str
+    ) -> list[tuple[int, Event]]:
+        """List audit events, oldest first; needs ``audit:read``.
+
+        Raises:
+            Denied: no row allows it.
+        """
+        registry = next(iter(self._gateway.backends))
+        await self._open(principal, registry, "listEvents", Need("audit:read", "audit"), address)
+        events: list[tuple[int, Event]] = await self._journal.events(filters, after, limit)
+        return events
+
+    def environments(self, principal: Principal) -> list[tuple[str, Environment]]:
+        """List the configured environments with each registry they are of."""
+        del principal  # what guards an environment is no secret to those who must satisfy it
+        return [
+            (registry, environment)
+            for registry in self._gateway.backends
+            for environment in self._environments.all
+            if environment.registry in ("*", registry)
+        ]

@@ -1,0 +1,127 @@
+"""Says which environments a change touches: the gate belongs to the target, not to the endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.backend import Backend
+from service.errors import InvalidRequest, NotFound
+from service.model import (
+    AliasDelete,
+    AliasSet,
+    Change,
+    ModelDelete,
+    ModelRename,
+    Promotion,
+    RegisteredModel,
+    StageSet,
+    VersionDelete,
+)
+from service.promotion.environments import Environments
+from service.promotion.gate import Environment, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A rename brings *version*'s marks into *environment* of the new name."""
+
+    environment: Environment
+    version: str
+
+
+class Guard:
+    """Finds promotions and retirements in changes."""
+
+    def __init__(self, environments: Environments) -> None:
+        """Guard the marks of *environments*."""
+        self.environments = environments
+
+    def promotes(self, registry: str, change: Change | None) -> Environment | None:
+        """Return the environment a change makes a version live in, whatever endpoint it came by.
+
+        Raises:
+            NotFound: our own route names an environment the model does not have.
+            InvalidRequest: an alias that differs from a mark in case only, or a guarded stage without archiving.
+        """
+        if isinstance(change, Promotion):
+            found = self.environments.get(registry, change.model, change.environment)
+            if found is None:
+                message = f"The model has no environment {change.environment!r}."
+                raise NotFound(message)
+            return found
+        if isinstance(change, AliasSet):
+            self._refuse_case_variant(registry, change.model, change.alias)
+            return self._marked(registry, change.model, "alias", change.alias)
+        if isinstance(change, StageSet):
+            found = self._marked(registry, change.model, "stage", change.stage)
+            if found is not None and not change.archive:
+                message = (
+                    f"The stage {change.stage} marks the environment {found.name!r}, which has one live version: "
+                    "send archive_existing_versions."
+                )
+                raise InvalidRequest(message)
+            return found
+        return None
+
+    async def retires(self, backend: Backend, change: Change | None) -> list[Environment]:
+        """List the environments whose mark a change takes away. Asks the registry what is marked now."""
+        registry = backend.name
+        if isinstance(change, AliasDelete):
+            self._refuse_case_variant(registry, change.model, change.alias)
+            found = self._marked(registry, change.model, "alias", change.alias)
+            return [found] if found else []
+        if isinstance(change, StageSet):
+            version = await backend.get_version(change.model, change.version)
+            found = self._marked(registry, change.model, "stage", version.stage)
+            return [found] if found and version.stage != change.stage else []
+        if isinstance(change, VersionDelete):
+            version = await backend.get_version(change.model, change.version)
+            return self._any(registry, change.model, version.aliases, (version.stage,))
+        if isinstance(change, ModelDelete | ModelRename):
+            model = await backend.get_model(change.model)
+            return self._any(registry, change.model, tuple(model.aliases), tuple(model.stages))
+        return []
+
+    async def carries(self, backend: Backend, change: Change | None) -> list[Carried]:
+        """List what a rename makes live under the new name."""
+        if not isinstance(change, ModelRename):
+            return []
+        model = await backend.get_model(change.model)
+        carried = []
+        for environment in self.environments.of(backend.name, change.new_name):
+            versions = {version for mark in environment.marks for version in marked_versions(model, mark)}
+            carried += [Carried(environment, version) for version in sorted(versions)]
+        return carried
+
+    def _marked(self, registry: str, model: str, kind: str, value: str) -> Environment | None:
+        return next((item for item in self.environments.of(registry, model) if item.marked_by(kind, value)), None)
+
+    def _any(self, registry: str, model: str, aliases: tuple[str, ...], stages: tuple[str, ...]) -> list[Environment]:
+        return [
+            environment
+            for environment in self.environments.of(registry, model)
+            if any(environment.marked_by("alias", alias) for alias in aliases)
+            or any(environment.marked_by("stage", stage) for stage in stages)
+        ]
+
+    def _refuse_case_variant(self, registry: str, model: str, alias: str) -> None:
+        for environment in self.environments.of(registry, model):
+            for mark in environment.marks:
+                if mark.kind == "alias" and mark.value != alias and mark.value.lower() == alias.lower():
+                    message = (
+                        f"The alias {alias!r} differs only in case from {mark.value!r}, which marks an environment."
+                    )
+                    raise InvalidRequest(message)
+
+
+def marked_versions(model: RegisteredModel, mark: Mark) -> tuple[str, ...]:
+    """Return the versions that *mark* is on (several only for a stage)."""
+    if mark.kind == "alias":
+        return (model.aliases[mark.value],) if mark.value in model.aliases else ()
+    return model.stages.get(mark.value, ())
+
+
+def live_version(model: RegisteredModel, environment: Environment) -> str | None:
+    """Return what is live: the version that the environment's first mark is on."""
+    marked = marked_versions(model, environment.marks[0])
+    return marked[-1] if marked else None

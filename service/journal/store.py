@@ -1,0 +1,386 @@
+"""The journal on SQL: one writer with group commit, readers beside it, a deadline on everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Select, event, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from service.audit import (
+    Effect,
+    Event,
+    MadeLive,
+    OpenOperation,
+    Opened,
+    Posted,
+    Registered,
+    Renamed,
+    Revoked,
+    Settled,
+    Signed,
+    TakenDown,
+    canonical_json,
+)
+from service.errors import JournalUnavailable
+from service.journal import tables as t
+from service.model import Approval, Creation, Evidence, LivePeriod
+
+GENESIS = "0" * 64
+_PREFIX = "sqlite:///"
+_MAX_BATCH = 256
+_log = structlog.get_logger()
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(slots=True)
+class _Job:
+    events: Sequence[Event]
+    effects: Sequence[Effect]
+    done: asyncio.Future[list[Event]]
+    undo: tuple[Sequence[Event], Sequence[Effect]] | None
+    abandoned: bool = False
+
+
+class SqlJournal:
+    """The journal in a SQL database. One process writes; SQLite allows no more."""
+
+    def __init__(self, url: str, deadline_seconds: float = 2.0) -> None:
+        """Open the journal at *url* (``sqlite:///path``); it must have been migrated."""
+        self._file = Path(url.removeprefix(_PREFIX))
+        self._deadline = deadline_seconds
+        self._engine = _engine(url, deadline_seconds)
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._connection: AsyncConnection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._writer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the writer.
+
+        Raises:
+            JournalUnavailable: the database cannot be written.
+        """
+        self._writer = asyncio.create_task(self._write_forever())
+        await self.ping()
+
+    async def close(self) -> None:
+        """Write what is queued, then stop."""
+        if self._writer is not None:
+            await self._jobs.join()
+            self._writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._writer
+        await self._disconnect()
+        await self._engine.dispose()
+
+    async def append(
+        self,
+        events: Sequence[Event],
+        effects: Sequence[Effect] = (),
+        *,
+        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+    ) -> list[Event]:
+        """Store events and effects in one transaction (see `service.audit.Journal`)."""
+        job = _Job(events, effects, asyncio.get_running_loop().create_future(), undo)
+        self._jobs.put_nowait(job)
+        try:
+            return await asyncio.wait_for(asyncio.shield(job.done), self._deadline)
+        except TimeoutError:
+            job.abandoned = True
+            message = "The journal did not answer in time."
+            raise JournalUnavailable(message) from None
+        except asyncio.CancelledError:
+            job.abandoned = True
+            raise
+
+    async def ping(self) -> None:
+        """Return when the journal can be written."""
+        await self.append(())
+
+    async def _write_forever(self) -> None:
+        while True:
+            jobs = [await self._jobs.get()]
+            while len(jobs) < _MAX_BATCH and not self._jobs.empty():
+                jobs.append(self._jobs.get_nowait())
+            try:
+                await self._write(jobs)
+            finally:
+                for _ in jobs:
+                    self._jobs.task_done()
+
+    async def _write(self, jobs: list[_Job]) -> None:
+        jobs = [job for job in jobs if not job.abandoned]
+        try:
+            stored = await self._commit(jobs)
+        except (SQLAlchemyError, OSError, ValueError) as error:
+            await self._disconnect()
+            if len(jobs) > 1:  # one bad job must not fail the others
+                for job in jobs:
+                    await self._write([job])
+                return
+            _log.error("journal write failed", problem=type(error).__name__, detail=str(error).splitlines()[0])
+            for job in jobs:
+                if not job.done.done():
+                    message = "The journal cannot be written."
+                    job.done.set_exception(JournalUnavailable(message))
+                    job.done.exception()  # nobody may be waiting any more
+            return
+        for job, events in zip(jobs, stored, strict=True):
+            if job.abandoned and job.undo is not None:
+                late = _Job(*job.undo, asyncio.get_running_loop().create_future(), None)
+                self._jobs.put_nowait(late)
+            if not job.done.done():
+                job.done.set_result(events)
+
+    async def _commit(self, jobs: list[_Job]) -> list[list[Event]]:
+        connection = await self._connected()
+        async with connection.begin():
+            return await connection.run_sync(_store, jobs)
+
+    async def _connected(self) -> AsyncConnection:
+        stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
+        if self._connection is not None and self._inode != (stat.st_dev, stat.st_ino):
+            await self._disconnect()
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+            self._inode = (stat.st_dev, stat.st_ino)
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
+                await connection.invalidate()
+                await connection.close()
+
+    async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async def attempt() -> T:
+            async with self._engine.connect() as connection:
+                return await work(connection)
+
+        try:
+            return await asyncio.wait_for(attempt(), self._deadline)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            _log.error("journal read failed", problem=type(error).__name__)
+            message = "The journal cannot be read."
+            raise JournalUnavailable(message) from None
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        async def work(connection: AsyncConnection) -> Sequence[Any]:
+            return (await connection.execute(query)).all()
+
+        return await self._read(work)
+
+    async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
+        """List events after the sequence *after* that match *filters*, oldest first."""
+        query = select(t.events.c.sequence, t.events.c.body).where(t.events.c.sequence > after)
+        for name, value in filters.items():
+            if name == "since":
+                query = query.where(t.events.c.time >= value)
+            elif name == "until":
+                query = query.where(t.events.c.time < value)
+            else:
+                query = query.where(t.events.c[name] == value)
+        rows = await self._rows(query.order_by(t.events.c.sequence).limit(limit))
+        return [(row.sequence, json.loads(row.body)) for row in rows]
+
+    async def operation_events(self, operation: str) -> list[Event]:
+        """List the events of one operation."""
+        rows = await self._rows(
+            select(t.events.c.body).where(t.events.c.operation == operation).order_by(t.events.c.sequence)
+        )
+        return [json.loads(row.body) for row in rows]
+
+    async def unsettled(self, digest: str | None = None) -> list[OpenOperation]:
+        """List operations without a terminal outcome."""
+        query = (
+            select(t.operations, t.events.c.body)
+            .join(t.events, (t.events.c.operation == t.operations.c.id) & (t.events.c.phase == "intent"))
+            .where(t.operations.c.state.in_(("open", "unknown")))
+            .order_by(t.operations.c.at)
+        )
+        if digest is not None:
+            query = query.where(t.operations.c.digest == digest)
+        return [
+            OpenOperation(row.id, row.digest, row.registry, row.state, row.change, json.loads(row.body), row.at)
+            for row in await self._rows(query)
+        ]
+
+    async def creation(self, registry: str, model: str, binding: str) -> Creation | None:
+        """Return who registered the version."""
+        c = t.creations.c
+        rows = await self._rows(
+            select(t.creations).where(c.registry == registry, c.model == model, c.binding == binding)
+        )
+        return (
+            Creation(rows[0].model, rows[0].version, rows[0].binding, rows[0].by, tuple(rows[0].persons), rows[0].at)
+            if rows
+            else None
+        )
+
+    async def evidence(self, registry: str, model: str, binding: str) -> list[Evidence]:
+        """List the evidence about a version, oldest first."""
+        c = t.evidence.c
+        rows = await self._rows(
+            select(c.body).where(c.registry == registry, c.model == model, c.binding == binding).order_by(c.number)
+        )
+        return [Evidence(**{**row.body, "groups": tuple(row.body["groups"])}) for row in rows]
+
+    async def approvals(self, registry: str, model: str, binding: str) -> list[Approval]:
+        """List the approvals of a version, oldest first."""
+        c = t.approvals.c
+        rows = await self._rows(
+            select(c.body, c.revoked_at)
+            .where(c.registry == registry, c.model == model, c.binding == binding)
+            .order_by(c.number)
+        )
+        return [
+            Approval(
+                **{
+                    **row.body,
+                    "persons": tuple(row.body["persons"]),
+                    "groups": tuple(row.body["groups"]),
+                    "revoked": row.revoked_at is not None,
+                }
+            )
+            for row in rows
+        ]
+
+    async def periods(self, registry: str, model: str) -> list[LivePeriod]:
+        """List what was live when, oldest first."""
+        c = t.periods.c
+        rows = await self._rows(
+            select(t.periods).where(c.registry == registry, c.model == model).order_by(c.since, c.id)
+        )
+        return [
+            LivePeriod(
+                row.environment, row.version, row.binding, row.since, row.until, row.by, row.operation, row.reason
+            )
+            for row in rows
+        ]
+
+
+def _engine(url: str, deadline_seconds: float) -> AsyncEngine:
+    engine = create_async_engine(
+        url.replace("sqlite:", "sqlite+aiosqlite:", 1), connect_args={"timeout": deadline_seconds / 2}
+    )
+
+    def configure(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine.sync_engine, "connect", configure)
+    return engine
+
+
+def _store(connection: Connection, jobs: list[_Job]) -> list[list[Event]]:
+    head = connection.execute(
+        select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
+    ).first()
+    sequence, previous = (head.sequence, head.hash) if head else (0, GENESIS)
+    stored: list[list[Event]] = []
+    for job in jobs:
+        finished: list[Event] = []
+        for item in job.events:
+            sequence += 1
+            data = {**item["data"], "sequence": sequence, "previous": previous}
+            chained = {**item, "data": data}
+            body = canonical_json(chained)
+            previous = hashlib.sha256(body).hexdigest()
+            connection.execute(insert(t.events), _columns(chained, sequence, body.decode(), previous))
+            finished.append(chained)
+        for effect in job.effects:
+            _apply(connection, effect)
+        stored.append(finished)
+    return stored
+
+
+def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, Any]:
+    data = item["data"]
+    return {
+        "sequence": sequence,
+        "id": item["id"],
+        "time": datetime.fromisoformat(item["time"]).timestamp(),
+        "type": item["type"],
+        "phase": data["phase"],
+        "operation": data["operation"],
+        "actor": data["actor"]["subject"],
+        "action": data["action"],
+        "registry": data["registry"],
+        "resource": data["resource"],
+        "model": data["model"],
+        "version": data["version"],
+        "environment": data["environment"],
+        "outcome": data["outcome"],
+        "body": body,
+        "hash": digest,
+    }
+
+
+def _apply(connection: Connection, effect: Effect) -> None:
+    match effect:
+        case Opened():
+            row = {"id": effect.operation, "digest": effect.digest, "registry": effect.registry}
+            connection.execute(insert(t.operations), {**row, "state": "open", "change": effect.change, "at": effect.at})
+        case Settled():
+            connection.execute(
+                update(t.operations).where(t.operations.c.id == effect.operation).values(state=effect.state)
+            )
+        case Registered():
+            row = dataclasses.asdict(effect.creation)
+            connection.execute(insert(t.creations), {**row, "registry": effect.registry})
+        case MadeLive():
+            _end(connection, effect.registry, effect.model, (effect.period.environment,), effect.period.since)
+            row = dataclasses.asdict(effect.period)
+            connection.execute(insert(t.periods), {**row, "registry": effect.registry, "model": effect.model})
+        case TakenDown():
+            _end(connection, effect.registry, effect.model, effect.environments, effect.at)
+        case Renamed():
+            for table in t.BY_MODEL:
+                connection.execute(
+                    update(table)
+                    .where(table.c.registry == effect.registry, table.c.model == effect.model)
+                    .values(model=effect.new_name)
+                )
+        case Posted():
+            _insert_body(connection, t.evidence, effect, effect.evidence)
+        case Signed():
+            _insert_body(connection, t.approvals, effect, effect.approval)
+        case Revoked():
+            connection.execute(
+                update(t.approvals).where(t.approvals.c.id == effect.approval_id).values(revoked_at=effect.at)
+            )
+
+
+def _insert_body(connection: Connection, table: Any, effect: Posted | Signed, body: Evidence | Approval) -> None:
+    connection.execute(
+        insert(table),
+        {
+            "id": body.id,
+            "registry": effect.registry,
+            "model": effect.model,
+            "binding": effect.binding,
+            "body": dataclasses.asdict(body),
+        },
+    )
+
+
+def _end(connection: Connection, registry: str, model: str, environments: tuple[str, ...], at: float) -> None:
+    c = t.periods.c
+    query = update(t.periods).where(c.registry == registry, c.model == model, c.until.is_(None))
+    if environments:
+        query = query.where(c.environment.in_(environments))
+    connection.execute(query.values(until=at))

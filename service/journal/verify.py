@@ -1,0 +1,48 @@
+"""Verifies the journal's hash chain: finds an edit, a deletion or a swap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+from service.errors import BadConfiguration
+from service.journal.store import GENESIS
+
+_PREFIX = "sqlite:///"
+
+
+def verify(url: str) -> tuple[int, str | None]:
+    """Read every event of the journal at *url*; return how many are intact and what is wrong, or None.
+
+    The chain shows changes inside the journal. That its end was cut off shows only beside a copy of a later event.
+
+    Raises:
+        BadConfiguration: the journal cannot be read.
+    """
+    path = Path(url.removeprefix(_PREFIX))
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        rows = connection.execute("SELECT sequence, body, hash FROM events ORDER BY sequence")
+        expected, previous = 1, GENESIS
+        for sequence, body, digest in rows:
+            problem = _problem(sequence, body, digest, expected, previous)
+            if problem:
+                return expected - 1, problem
+            expected, previous = sequence + 1, digest
+    except sqlite3.Error as error:
+        message = f"{path}: the journal cannot be read: {error}"
+        raise BadConfiguration(message) from None
+    return expected - 1, None
+
+
+def _problem(sequence: int, body: str, digest: str, expected: int, previous: str) -> str | None:
+    if sequence != expected:
+        return f"event {expected} is missing"
+    if hashlib.sha256(body.encode()).hexdigest() != digest:
+        return f"event {sequence} was edited"
+    data = json.loads(body)["data"]
+    if data["sequence"] != sequence or data["previous"] != previous:
+        return f"event {sequence} does not follow event {sequence - 1}"
+    return None

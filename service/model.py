@@ -1,0 +1,530 @@
+"""The nouns of the gateway: values only, no behaviour beyond their own consistency."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+from urllib.parse import quote
+
+ACTIONS = frozenset(
+    {
+        *(f"model:{verb}" for verb in ("create", "read", "update", "rename", "delete")),
+        *(f"version:{verb}" for verb in ("create", "read", "update", "delete")),
+        *(f"alias:{verb}" for verb in ("read", "set", "delete")),
+        *(f"tag:{verb}" for verb in ("set", "delete")),
+        "stage:set",
+        *(f"experiment:{verb}" for verb in ("create", "read", "update", "delete")),
+        *(f"run:{verb}" for verb in ("create", "read", "update", "delete")),
+        *(f"artifact:{verb}" for verb in ("read", "write", "delete")),
+        *(f"approval:{verb}" for verb in ("create", "revoke")),
+        "evidence:post",
+        *(f"environment:{verb}" for verb in ("promote", "rollback", "retire", "adopt", "emergency")),
+        "audit:read",
+        *(f"access:{verb}" for verb in ("read", "evaluate", "explain", "assume")),
+        *(f"grant:{verb}" for verb in ("read", "change")),
+    }
+)
+"""Every action a policy row may name. The list is closed: a row that names another is refused."""
+
+STAGES = ("None", "Staging", "Production", "Archived")
+"""MLflow's four model version stages (mlflow/entities/model_registry/model_version_stages.py)."""
+
+
+def segment(name: str) -> str:
+    """Encode *name* as one segment of a resource: all but ``[A-Za-z0-9._@ -]`` percent-encoded."""
+    return quote(name, safe="@ ").replace("~", "%7E")
+
+
+def resource(*parts: str) -> str:
+    """Join *parts* to a resource; each is encoded, so no name can add a segment or a wildcard."""
+    return "/".join(segment(part) for part in parts)
+
+
+class Record(Enum):
+    """How much the journal keeps of an RPC."""
+
+    EACH = "each"
+    SUMMED = "summed"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. ``subject`` starts with ``user:`` or ``service:``; each group with ``group:``."""
+
+    subject: str
+    groups: frozenset[str] = frozenset()
+    acting_for: str | None = None
+    issuer: str = "api-key"
+    credential: str = ""
+    """The identifier of the credential, never the credential."""
+
+    @property
+    def persons(self) -> frozenset[str]:
+        """Everyone this principal counts as where four eyes are asked."""
+        return frozenset({self.subject, self.acting_for} - {None})  # type: ignore[arg-type]  # None is taken out
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Access: allowed or denied, and by which policy row. The zero value is a denial."""
+
+    allowed: bool = False
+    row: str | None = None
+    """The deciding row as ``file:line``, or None where no row matched."""
+    revision: str = ""
+
+    @property
+    def denied_by_row(self) -> bool:
+        """Whether a deny row matched, rather than no row at all."""
+        return not self.allowed and self.row is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one promotion rule found."""
+
+    rule: str
+    passed: bool
+    because: str
+    missing: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All findings of a gate. The zero value is a closed gate."""
+
+    allowed: bool = False
+    rules_digest: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Give the JSON shape of the contract."""
+        return {
+            "allowed": self.allowed,
+            "rules_digest": self.rules_digest,
+            "findings": [
+                {
+                    "rule": finding.rule,
+                    "passed": finding.passed,
+                    "because": finding.because,
+                    "missing": list(finding.missing),
+                    "facts": dict(finding.facts),
+                }
+                for finding in self.findings
+            ],
+        }
+
+
+# What a write changes. The gate looks at these and at nothing else, whatever endpoint they came by.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCreate:
+    """A registered model is created."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUpdate:
+    """A registered model's description changes."""
+
+    model: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRename:
+    """A registered model gets another name; its versions, aliases and stages go along."""
+
+    model: str
+    new_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDelete:
+    """A registered model is deleted with all its versions."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCreate:
+    """A version is registered; the registry gives its number."""
+
+    model: str
+    source: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionUpdate:
+    """A version's description changes."""
+
+    model: str
+    version: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDelete:
+    """A version is deleted."""
+
+    model: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasSet:
+    """An alias is set to a version."""
+
+    model: str
+    alias: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasDelete:
+    """An alias is taken away."""
+
+    model: str
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageSet:
+    """A version moves to one of MLflow's stages."""
+
+    model: str
+    version: str
+    stage: str
+    archive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TagSet:
+    """A tag of a model (``version`` empty) or of a version is set."""
+
+    model: str
+    version: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class TagDelete:
+    """A tag of a model (``version`` empty) or of a version is taken away."""
+
+    model: str
+    version: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A version is made live in an environment by the gateway's own route."""
+
+    model: str
+    environment: str
+    version: str
+    reason: str = ""
+    dry_run: bool = False
+    if_match: str | None = None
+    rollback: bool = False
+
+
+Change = (
+    ModelCreate
+    | ModelUpdate
+    | ModelRename
+    | ModelDelete
+    | VersionCreate
+    | VersionUpdate
+    | VersionDelete
+    | AliasSet
+    | AliasDelete
+    | StageSet
+    | TagSet
+    | TagDelete
+    | Promotion
+)
+
+
+# Where a tracking object belongs; the registry is asked for the experiment's name.
+
+
+@dataclass(frozen=True, slots=True)
+class OfExperiment:
+    """The experiment with this identifier."""
+
+    experiment_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfRun:
+    """The experiment of this run."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfLoggedModel:
+    """The experiment of this logged model."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfArtifact:
+    """The experiment that owns this path below the registry's artifact root."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideSource:
+    """A version source outside the registry, which only the registry's list of prefixes can allow."""
+
+    uri: str
+
+
+Located = OfExperiment | OfRun | OfLoggedModel | OfArtifact | OutsideSource
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing a call must be allowed: *action* on *resource* (or on the experiment behind it)."""
+
+    action: str
+    resource: str | Located
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """How a search answer is cut down to what the caller may read."""
+
+    items: str
+    """The field of the answer that holds the rows."""
+    action: str
+    resource_of: Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is judged and what is forwarded: one RPC of the registry's API and its canonical message."""
+
+    rpc: str
+    method: str
+    path: str
+    """Below the registry's root, path parameters filled in and percent-encoded."""
+    message: Mapping[str, Any] = field(default_factory=dict)
+    body: AsyncIterator[bytes] | None = None
+    """The bytes of an artifact; never held in memory."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Name the canonical message: equal for equal calls, whatever their spelling was."""
+        text = json.dumps([self.rpc, self.path, self.message], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionResult:
+    """What became of a promotion. ``before`` and ``after`` are versions, or None where nothing is live."""
+
+    id: str
+    state: str
+    """``succeeded``, ``unchanged`` (it was live already) or ``evaluated`` (a dry run)."""
+    dry_run: bool
+    before: str | None
+    after: str | None
+    verdict: Verdict
+    version: ModelVersion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A registry's answer. Either ``body`` or ``stream`` holds it."""
+
+    status: int
+    body: bytes = b"{}"
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stream: AsyncIterator[bytes] | None = None
+    promotion: PromotionResult | None = None
+    """Set where the gateway itself wrote the marks; the edge that asked gives it its own shape."""
+    operation: str = ""
+    revision: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Parse the body, which the registry promised to be a JSON object."""
+        parsed = json.loads(self.body or b"{}")
+        return parsed if isinstance(parsed, dict) else {}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Answer:
+        """Build a 200 from *document*."""
+        return cls(200, json.dumps(document).encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, understood: who wants what of which registry, and what would be forwarded."""
+
+    principal: Principal
+    registry: str
+    name: str
+    """The RPC, or the name of our own operation."""
+    needs: tuple[Need, ...]
+    """All must be allowed. The first one names the call in events."""
+    record: Record = Record.NONE
+    request: Request | None = None
+    change: Change | None = None
+    listing: Listing | None = None
+    experiments: str = ""
+    """The repeated field of the message that is cut down to readable experiments."""
+    address: str = ""
+    trace: str = ""
+
+    def digest(self) -> str:
+        """Name this call of this principal: equal for a repetition of the same message."""
+        what = self.request.digest() if self.request else repr(self.change)
+        return hashlib.sha256("\n".join((self.principal.subject, self.registry, self.name, what)).encode()).hexdigest()
+
+
+# What a registry holds, as the gate and the API see it.
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a registry can hold; an environment that needs more is refused at start."""
+
+    aliases: bool
+    stages: bool
+    tags: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A registered model and its marks."""
+
+    name: str
+    aliases: Mapping[str, str]
+    """Alias -> version."""
+    stages: Mapping[str, tuple[str, ...]]
+    """Stage -> versions in it, newest last; ``None`` left out."""
+    created_ms: int
+    tags: Mapping[str, str]
+    description: str
+    native: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model version."""
+
+    model: str
+    version: str
+    status: str
+    stage: str
+    source: str
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    created_ms: int
+    description: str
+    native: Mapping[str, Any]
+
+    @property
+    def binding(self) -> str:
+        """Name this very version: one deleted and made again is another, a renamed one is the same."""
+        text = "\n".join((self.version, str(self.created_ms), self.source))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run, as far as rules judge it. Metrics may be NaN."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    artifact_uri: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    datasets: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedModel:
+    """A logged model: where its files are and which run made it."""
+
+    model_id: str
+    experiment_id: str
+    artifact_uri: str
+    source_run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A fact about one version, posted by someone who may."""
+
+    id: str
+    kind: str
+    result: str
+    by: str
+    groups: tuple[str, ...]
+    facts: Mapping[str, Any]
+    source: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A person's signature under one version for one environment."""
+
+    id: str
+    environment: str
+    decision: str
+    by: str
+    persons: tuple[str, ...]
+    groups: tuple[str, ...]
+    reason: str
+    at: float
+    expires: float | None
+    rules_digest: str
+    revoked: bool = False
+    review: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePeriod:
+    """A version that is or was live in an environment, by record."""
+
+    environment: str
+    version: str
+    binding: str
+    since: float
+    until: float | None
+    by: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """Who registered a version through the gateway."""
+
+    model: str
+    version: str
+    binding: str
+    by: str
+    persons: tuple[str, ...]
+    at: float

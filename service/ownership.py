@@ -1,0 +1,105 @@
+"""Finds the experiment that a run, a logged model or an artifact belongs to; caches only what cannot change."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from service.backend import Backend
+from service.errors import InvalidRequest, NotFound
+from service.model import OfArtifact, OfExperiment, OfLoggedModel, OfRun, resource
+
+NAME_SECONDS = 30.0
+_MAX_ENTRIES = 100_000
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Cache(OrderedDict[K, V]):
+    """The last used entries, up to a bound."""
+
+    async def find(self, key: K, fetch: Callable[[], Awaitable[V]]) -> V:
+        if key in self:
+            self.move_to_end(key)
+            return self[key]
+        value = await fetch()
+        self[key] = value
+        if len(self) > _MAX_ENTRIES:
+            self.popitem(last=False)
+        return value
+
+
+class Ownership:
+    """Maps tracking objects to ``experiments/{name}``."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with empty caches; *clock* ages experiment names."""
+        self._clock = clock
+        self._experiment_of: _Cache[tuple[str, str], str] = _Cache()
+        self._names: _Cache[tuple[str, str], tuple[float, str]] = _Cache()
+
+    async def resource_of(self, backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact) -> str:
+        """Return the resource of the experiment that owns *where*.
+
+        Raises:
+            NotFound: no such object. InvalidRequest: an artifact path that maps to no run or logged model.
+        """
+        experiment_id = where.experiment_id if isinstance(where, OfExperiment) else await self._owner(backend, where)
+        return resource("experiments", await self._name(backend, experiment_id))
+
+    def forget_names(self, registry: str) -> None:
+        """Drop the cached experiment names of *registry*, because one was changed through the gateway."""
+        for key in [key for key in self._names if key[0] == registry]:
+            del self._names[key]
+
+    async def _name(self, backend: Backend, experiment_id: str) -> str:
+        key = (backend.name, experiment_id)
+        cached = self._names.get(key)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        name = await backend.experiment_name(experiment_id)
+        self._names.pop(key, None)
+
+        async def fresh() -> tuple[float, str]:
+            return self._clock() + NAME_SECONDS, name
+
+        return (await self._names.find(key, fresh))[1]
+
+    async def _owner(self, backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> str:
+        if isinstance(where, OfArtifact):
+            experiment_id, inner = _parse(where.path)
+            owner = await self._owner(backend, inner)
+            if owner != experiment_id:
+                message = "The artifact path names another experiment than its run or logged model has."
+                raise NotFound(message)
+            return owner
+        if isinstance(where, OfRun):
+            run_id = where.run_id
+
+            async def of_run() -> str:
+                return (await backend.get_run(run_id)).experiment_id
+
+            return await self._experiment_of.find((backend.name, run_id), of_run)
+        model_id = where.model_id
+
+        async def of_model() -> str:
+            return (await backend.get_logged_model(model_id)).experiment_id
+
+        return await self._experiment_of.find((backend.name, model_id), of_model)
+
+
+def _parse(path: str) -> tuple[str, OfRun | OfLoggedModel]:
+    """Read ``{experiment}/{run}/artifacts/…`` or ``{experiment}/models/{model}/artifacts/…``."""
+    parts = path.split("/")
+    if all(part not in ("", ".", "..") for part in parts[:-1]) and parts[-1] not in (".", ".."):
+        if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] != "models":  # noqa: PLR2004
+            return parts[0], OfRun(parts[1])
+        if len(parts) >= 4 and parts[1] == "models" and parts[3] == "artifacts":  # noqa: PLR2004
+            return parts[0], OfLoggedModel(parts[2])
+    message = (
+        "The artifact path belongs to no run or logged model; it must be {experiment}/{run}/artifacts/… or "
+        "{experiment}/models/{logged model}/artifacts/…."
+    )
+    raise InvalidRequest(message)

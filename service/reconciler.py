@@ -1,0 +1,197 @@
+"""Ends what was left open: reads the registry back and records what it shows.
+
+Conservative: what it cannot prove stays ``unknown`` and is listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from service.audit import Effect, MadeLive, OpenOperation, Registered, Renamed, TakenDown
+from service.backend import Backend
+from service.errors import GatewayError, NotFound
+from service.gateway import Gateway
+from service.guard import live_version
+from service.model import Creation, LivePeriod
+from service.promotion.environments import Environments
+
+SETTLE_SECONDS = 10.0
+"""How old an operation must be before not finding its effect means that it was not done."""
+_PACE_SECONDS = 2.0
+_CLOCK_SKEW_MS = 2_000
+_log = structlog.get_logger()
+Proof = tuple[bool | None, str, list[Effect]]
+"""Whether it was done (None: cannot be proved), what was seen, and what follows."""
+
+
+class Reconciler:
+    """Settles operations that a crash, a lost answer or a failing journal left without an outcome."""
+
+    def __init__(self, gateway: Gateway, environments: Environments) -> None:
+        """Read through *gateway*'s backends and write to its trail."""
+        self._gateway = gateway
+        self._environments = environments
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, and go on every two seconds."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except GatewayError as error:
+                _log.warning("reconciling is waiting", problem=error.detail)
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def sweep(self) -> int:
+        """Try to settle every open operation once; return how many are left."""
+        left = 0
+        for found in await self._gateway.trail.journal.unsettled():
+            if found.operation in self._gateway.active:
+                continue
+            self._gateway.unsettled[found.digest] = found.operation
+            try:
+                settled = await self._settle(found)
+            except GatewayError as error:
+                _log.warning("cannot settle yet", operation=found.operation, problem=error.detail)
+                settled = False
+            if settled:
+                self._gateway.unsettled.pop(found.digest, None)
+            left += not settled
+        return left
+
+    async def _settle(self, found: OpenOperation) -> bool:
+        backend = self._gateway.backends.get(found.registry)
+        if backend is None:
+            return False
+        done, seen, effects = await self._prove(backend, found)
+        old = self._gateway.trail.now() - found.at >= SETTLE_SECONDS
+        if done is None or (not done and not old):
+            return False
+        outcome = "succeeded" if done else "failed"
+        await self._gateway.trail.reconciled(found, outcome, seen, effects if done else [])
+        return True
+
+    async def _prove(self, backend: Backend, found: OpenOperation) -> Proof:
+        change = found.change
+        if change is None:
+            return None, "", []
+        environment = found.intent["data"]["environment"]
+        after = found.intent["data"]["after"]
+        if environment and after:
+            return await self._prove_promotion(backend, found, change, environment)
+        if change["kind"] in ("ModelCreate", "ModelUpdate", "ModelRename", "ModelDelete"):
+            return await self._prove_model(backend, found, change)
+        if change["kind"] in ("VersionCreate", "VersionUpdate", "VersionDelete", "StageSet"):
+            return await self._prove_version(backend, found, change)
+        return await self._prove_mark(backend, change)
+
+    async def _prove_promotion(
+        self, backend: Backend, found: OpenOperation, change: Mapping[str, Any], name: str
+    ) -> Proof:
+        environment = self._environments.get(backend.name, change["model"], name)
+        if environment is None:
+            return None, "the environment is not configured any more", []
+        model = await backend.get_model(change["model"])
+        live = live_version(model, environment)
+        if live != change["version"]:
+            return False, f"read back: {live or 'nothing'} is live in {name}", []
+        version = await backend.get_version(change["model"], change["version"])
+        data = found.intent["data"]
+        period = LivePeriod(
+            environment=name,
+            version=version.version,
+            binding=version.binding,
+            since=found.at,
+            until=None,
+            by=data["actor"]["subject"],
+            operation=found.operation,
+            reason=data["reason"],
+        )
+        effects: list[Effect] = [MadeLive(backend.name, version.model, period)]
+        return True, f"read back: version {live} is live in {name}", effects
+
+    async def _prove_model(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
+        kind, name = change["kind"], change["model"]
+        if kind == "ModelRename":
+            old, new = await _exists(backend, name), await _exists(backend, change["new_name"])
+            if old == new:
+                return None, "both names or neither exist", []
+            return (
+                new,
+                f"read back: the model is named {change['new_name'] if new else name}",
+                [Renamed(backend.name, name, change["new_name"])],
+            )
+        exists = await _exists(backend, name)
+        if kind == "ModelDelete":
+            taken: list[Effect] = [TakenDown(backend.name, name, (), found.at)]
+            return not exists, f"read back: the model {'exists' if exists else 'is gone'}", taken
+        if kind == "ModelCreate" or not exists:
+            return exists, f"read back: the model {'exists' if exists else 'does not exist'}", []
+        same = (await backend.get_model(name)).description == change["description"]
+        return same, f"read back: the description is {'the new' if same else 'another'} one", []
+
+    async def _prove_version(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
+        kind = change["kind"]
+        if kind == "VersionCreate":
+            return await self._prove_creation(backend, found, change)
+        try:
+            version = await backend.get_version(change["model"], change["version"])
+        except NotFound:
+            return kind == "VersionDelete", "read back: the version does not exist", []
+        if kind == "VersionDelete":
+            return False, "read back: the version exists", []
+        if kind == "StageSet":
+            return version.stage == change["stage"], f"read back: the stage is {version.stage}", []
+        return version.description == change["description"], "read back: the description", []
+
+    async def _prove_creation(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
+        since = found.at * 1000 - _CLOCK_SKEW_MS
+        made = []
+        for version in await backend.list_versions(change["model"]):
+            same = version.source == change["source"] and version.run_id == change["run_id"]
+            if same and version.created_ms >= since:
+                journal = self._gateway.trail.journal
+                if await journal.creation(backend.name, version.model, version.binding) is None:
+                    made.append(version)
+        if not made:
+            return False, "read back: no such version was made", []
+        if len(made) > 1:
+            return None, f"read back: {len(made)} versions could be it", []
+        actor = found.intent["data"]["actor"]
+        persons = tuple(sorted({actor["subject"], actor["acting_for"]} - {None}))
+        creation = Creation(made[0].model, made[0].version, made[0].binding, actor["subject"], persons, found.at)
+        return True, f"read back: version {made[0].version} was made", [Registered(backend.name, creation)]
+
+    async def _prove_mark(self, backend: Backend, change: Mapping[str, Any]) -> Proof:
+        kind = change["kind"]
+        if kind in ("AliasSet", "AliasDelete"):
+            found = (await backend.get_model(change["model"])).aliases.get(change["alias"])
+            wanted = change.get("version") if kind == "AliasSet" else None
+            return found == wanted, f"read back: the alias is on {found or 'nothing'}", []
+        if change["version"]:
+            tags = (await backend.get_version(change["model"], change["version"])).tags
+        else:
+            tags = (await backend.get_model(change["model"])).tags
+        wanted = change.get("value") if kind == "TagSet" else None
+        return tags.get(change["key"]) == wanted, "read back: the tag", []
+
+
+async def _exists(backend: Backend, model: str) -> bool:
+    try:
+        await backend.get_model(model)
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,249 @@
+"""The configuration: read once, frozen; an unknown key is refused by name and line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+from service.errors import BadConfiguration
+from service.files import YamlFile, convert
+
+PREFIX = "REGISTRY_GATEWAY_"
+CONFIG = PREFIX + "CONFIG"
+DATA_DIR = PREFIX + "DATA_DIR"
+_OUR_OWN = frozenset({CONFIG, DATA_DIR})
+_LATER_KINDS = frozenset({"unity_catalog", "databricks"})
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the gateway listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One upstream registry."""
+
+    kind: str
+    url: str
+    """``http(s)://host[:port][/prefix]``, or ``unix:/path/of/a/socket``."""
+    token_file: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+    workspace: str | None = None
+    mode: str = "enforce"
+    sources: tuple[str, ...] = ()
+    """Prefixes of version sources outside the registry that callers may register, e.g. ``s3://models/``."""
+    timeout_seconds: float = 30.0
+    """Deadline of one upstream call; artifact transfers are bounded between bytes instead."""
+
+
+class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the access policy is."""
+
+    model: str
+    rows: str
+
+
+class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How callers prove who they are."""
+
+    api_keys: str | None = None
+    issuers: tuple[Any, ...] = ()
+
+
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where audit events, evidence and approvals are stored."""
+
+    url: str
+    deadline_seconds: float = 2.0
+    """A write that cannot be recorded within this is answered 503 and not forwarded."""
+
+
+class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where events go besides the journal, and whether reads are recorded too."""
+
+    sinks: tuple[str, ...] = ("stdout",)
+    reads: bool | str = False
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    registries: dict[str, Registry]
+    access: Access
+    environments: str
+    authentication: Authentication
+    journal: Journal
+    listen: Listen = Listen()
+    default_registry: str | dict[str, str] | None = None
+    audit: Audit = Audit()
+    lock_seconds: float = 10.0
+    """How long a promotion waits for another one of the same model before it is answered 503."""
+
+    def default_of(self, kind: str) -> str | None:
+        """Return the registry of *kind* that answers at the root paths, if there is one."""
+        named = self.default_registry
+        if isinstance(named, dict):
+            named = named.get(kind)
+        if named is not None:
+            return named if self.registries[named].kind == kind else None
+        of_kind = [name for name, registry in self.registries.items() if registry.kind == kind]
+        return of_kind[0] if len(of_kind) == 1 else None
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """The settings and where they came from."""
+
+    settings: Settings
+    base: Path
+    """Relative paths in the settings are relative to this directory."""
+    file: Path | None
+    """The configuration file, or None for the embedded default."""
+
+    def path(self, relative: str) -> Path:
+        """Resolve a path of the settings."""
+        return (self.base / relative).absolute()
+
+    def journal_url(self) -> str:
+        """Return the journal's URL with a relative SQLite path made absolute."""
+        url = self.settings.journal.url
+        prefix = "sqlite:///"
+        if url.startswith(prefix) and not url.startswith(prefix + "/"):
+            return prefix + str(self.path(url.removeprefix(prefix)))
+        return url
+
+
+def data_dir(environ: Mapping[str, str]) -> Path:
+    """Return the directory of the embedded default, ``.gateway`` unless REGISTRY_GATEWAY_DATA_DIR says otherwise."""
+    return Path(environ.get(DATA_DIR) or ".gateway").absolute()
+
+
+def embedded_document(data: Path) -> dict[str, Any]:
+    """Return the embedded default: one MLflow server as a child, on SQLite, everything under *data*."""
+    policies = Path("policies")
+    if not policies.is_dir():
+        policies = Path(__file__).parent.parent / "policies"
+    policies = policies.absolute()
+    return {
+        "registries": {"main": {"kind": "mlflow", "url": f"unix:{data / 'mlflow' / 'mlflow.sock'}"}},
+        "access": {"model": str(policies / "model.conf"), "rows": str(policies / "policy.csv")},
+        "environments": str(policies / "environments.yaml"),
+        "authentication": {"api_keys": str(data / "api-keys.yaml")},
+        "journal": {"url": f"sqlite:///{data / 'journal.db'}"},
+    }
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Configuration:
+    """Read the configuration: *config*, else REGISTRY_GATEWAY_CONFIG, else the embedded default.
+
+    Every key can be set in the environment: ``REGISTRY_GATEWAY_LISTEN__PORT=9000``.
+
+    Raises:
+        BadConfiguration: something is unknown, missing or wrong; the message names file, line and key.
+    """
+    environ = os.environ if environ is None else environ
+    if config is None and environ.get(CONFIG):
+        config = Path(environ[CONFIG])
+    if config is not None:
+        file = YamlFile(config.absolute())
+        document, base = file.data, file.path.parent
+        if not isinstance(document, dict):
+            message = f"{config}:1: the configuration must be a mapping"
+            raise BadConfiguration(message)
+    else:
+        data = data_dir(environ)
+        document, base = embedded_document(data), Path.cwd()
+        file = YamlFile(Path("(embedded default)"), "{}")
+    _override(document, environ)
+    settings = convert(document, Settings, file)
+    _validate(settings, file)
+    return Configuration(settings, base, config.absolute() if config else None)
+
+
+def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, text in sorted(environ.items()):
+        if not name.startswith(PREFIX) or name in _OUR_OWN:
+            continue
+        keys = name.removeprefix(PREFIX).lower().split("__")
+        if keys[0] not in Settings.__struct_fields__:
+            message = f"{name}: unknown setting {'.'.join(keys)!r}"
+            raise BadConfiguration(message)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        target = document
+        for key in keys[:-1]:
+            child = target.setdefault(key, {})
+            if not isinstance(child, dict):
+                message = f"{name}: {key!r} is not a group of settings"
+                raise BadConfiguration(message)
+            target = child
+        target[keys[-1]] = value
+
+
+def _validate(settings: Settings, file: YamlFile) -> None:
+    if not settings.registries:
+        raise file.error("registries: at least one registry is needed", "registries")
+    for name, registry in settings.registries.items():
+        _validate_registry(name, registry, file)
+    named = settings.default_registry
+    for default in named.values() if isinstance(named, dict) else [named]:
+        if default is not None and default not in settings.registries:
+            raise file.error(f"default_registry: no registry is named {default!r}", "default_registry")
+    if not 0 <= settings.listen.port <= 65535:  # noqa: PLR2004  # TCP's range
+        raise file.error("listen.port: must be 0 to 65535", "listen", "port")
+    if settings.authentication.issuers:
+        raise file.error(
+            "authentication.issuers: OpenID issuers are not supported by this version; use api_keys",
+            "authentication",
+            "issuers",
+        )
+    if settings.authentication.api_keys is None:
+        raise file.error("authentication.api_keys: no way to authenticate is configured", "authentication")
+    if not settings.journal.url.startswith("sqlite:///"):
+        raise file.error("journal.url: only sqlite:///… is supported by this version", "journal", "url")
+    for sink in settings.audit.sinks:
+        if sink != "stdout":
+            raise file.error(f"audit.sinks: unknown sink {sink!r}; there is: stdout", "audit", "sinks")
+    if settings.audit.reads not in (True, False, "off", "on"):
+        raise file.error("audit.reads: on or off", "audit", "reads")
+
+
+def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:
+    at = ("registries", name)
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise file.error(f"registries.{name}: a name is of A-Z a-z 0-9 - _", *at)
+    if registry.kind in _LATER_KINDS:
+        raise file.error(f"registries.{name}.kind: {registry.kind} is not supported by this version", *at, "kind")
+    if registry.kind != "mlflow":
+        raise file.error(f"registries.{name}.kind: unknown kind {registry.kind!r}; there is: mlflow", *at, "kind")
+    if registry.mode != "enforce":
+        raise file.error(f"registries.{name}.mode: only enforce is supported by this version", *at, "mode")
+    for source in registry.sources:
+        if not source.endswith("/") or ":" not in source:
+            raise file.error(
+                f"registries.{name}.sources: {source!r} must be a URI prefix that ends in /", *at, "sources"
+            )
+    url = urlsplit(registry.url)
+    if url.scheme == "unix":
+        if not url.path.startswith("/"):
+            raise file.error(f"registries.{name}.url: unix: needs an absolute path", *at, "url")
+    elif url.scheme not in ("http", "https") or not url.hostname:
+        raise file.error(f"registries.{name}.url: must be http://, https:// or unix:/path", *at, "url")
+    if url.username or url.password or url.query or url.fragment:
+        raise file.error(
+            f"registries.{name}.url: no credentials, query or fragment; use token_file or password_file", *at, "url"
+        )
+    if registry.token_file and registry.password_file:
+        raise file.error(f"registries.{name}: token_file or password_file, not both", *at)
+    if (registry.username is None) != (registry.password_file is None):
+        raise file.error(f"registries.{name}: username and password_file go together", *at)
