@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.embedded import Embedded
 from service.errors import BadConfiguration
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
@@ -80,6 +81,7 @@ def _with_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from granian import Granian
     from granian.constants import Interfaces
 
     if options.config is not None:
@@ -93,13 +95,13 @@ def _serve(options: argparse.Namespace) -> int:
         message = f"--workers {options.workers}: one worker at most writes a SQLite journal"
         raise BadConfiguration(message)
     _check_port(listen.host, listen.port)
-    embedded = _start_embedded(configuration) if configuration.file is None else None
+    embedded = _start_embedded() if configuration.file is None else None
     try:
         _validate(configuration, create_journal=configuration.file is None)
         if embedded is not None:
             embedded.start_server(_say)
         _announce(configuration)
-        _granian()(
+        Granian(
             "service.app:create",
             factory=True,
             address=listen.host,
@@ -118,15 +120,7 @@ def _serve(options: argparse.Namespace) -> int:
     return GOOD
 
 
-def _granian():  # type: ignore[no-untyped-def]  # noqa: ANN202  # granian.Granian, imported only where it serves
-    from granian import Granian
-
-    return Granian
-
-
-def _start_embedded(configuration: Configuration):  # type: ignore[no-untyped-def]  # noqa: ANN202, ARG001
-    from service.embedded import Embedded
-
+def _start_embedded() -> Embedded:
     embedded = Embedded(data_dir(os.environ))
     os.environ[f"{PREFIX}REGISTRIES__MAIN__URL"] = f"unix:{embedded.socket}"
     tokens = embedded.write_keys()
@@ -145,9 +139,8 @@ def _announce(configuration: Configuration) -> None:
         tokens = data_dir(os.environ) / "demo-tokens.json"
         _say("paste this into another shell:")
         _say(f"  export MLFLOW_TRACKING_URI={url}")
-        _say(
-            f"""  export MLFLOW_TRACKING_TOKEN=$(python3 -c 'import json; print(json.load(open("{tokens}"))["user:scientist"])')"""
-        )
+        read = f'import json; print(json.load(open("{tokens}"))["user:scientist"])'
+        _say(f"  export MLFLOW_TRACKING_TOKEN=$(python3 -c '{read}')")
     sys.stdout.flush()
 
 

@@ -190,6 +190,7 @@ def build_litestar(**keywords: Any) -> Litestar:
         """Give the OpenAPI document of our own routes."""
         return Response(openapi_document(request.app), media_type="application/json")
 
+    keywords.setdefault("dependencies", dict.fromkeys(("gateway", "governance", "health", "metrics"), _given(None)))
     return Litestar(
         route_handlers=[*routes.HANDLERS, *health_routes.HANDLERS, openapi],
         exception_handlers={e.GatewayError: _answer_error, HTTPException: _answer_http_error},
@@ -248,7 +249,7 @@ def openapi_document(app: Litestar) -> bytes:
                     operation["responses"]["503"] = {**operation["responses"]["200"], "description": "Unready."}
                 continue
             statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "502", "503", "504"]
-            operation["responses"].update({status: answer for status in statuses})
+            operation["responses"].update(dict.fromkeys(statuses, answer))
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -273,13 +274,13 @@ def _answer_error(_: Request[Any, Any, Any], error: e.GatewayError) -> Response[
 
 def _answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Give Litestar's own refusals the shape of ours."""
-    if isinstance(error, ValidationException) or error.status_code == 400:  # noqa: PLR2004
+    if isinstance(error, ValidationException) or error.status_code == 400:
         extra = error.extra if isinstance(error.extra, list) else []
         parts = [f"{item.get('key', 'body')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
         ours: e.GatewayError = e.InvalidRequest("; ".join(parts) or error.detail)
-    elif error.status_code == 404:  # noqa: PLR2004
+    elif error.status_code == 404:
         ours = e.UnknownRoute("There is no such route; /openapi.json lists them.")
-    elif error.status_code == 405:  # noqa: PLR2004
+    elif error.status_code == 405:
         ours = e.MethodNotAllowed("The path is served with other methods only.")
     else:
         _log.error("unexpected", status=error.status_code, detail=error.detail)

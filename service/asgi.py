@@ -17,7 +17,7 @@ RenderedError = tuple[int, dict[str, str], bytes]
 ErrorRenderer = Callable[[GatewayError], RenderedError]
 
 
-class ClientGone(Exception):  # noqa: N818  # says what happened, is no error of ours
+class ClientGone(Exception):  # says what happened, is no error of ours
     """The client hung up while its body was read."""
 
 
@@ -107,7 +107,7 @@ def encode_headers(pairs: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]
     ]
 
 
-def client_address(scope: Scope) -> str:
+def client_address(scope: Mapping[str, Any]) -> str:
     """Return the peer's address; forwarded-for headers are not believed."""
     client = scope.get("client")
     return str(client[0]) if client else ""

@@ -358,8 +358,11 @@ class Trail:
         )
 
     async def outcome(self, operation: Operation, outcome: str, effects: Sequence[Effect] = ()) -> None:
-        """Record how it ended. Never raises: the change is made, and failing now would lie. Without a record the
-        intent stays open and the reconciler settles it."""
+        """Record how it ended.
+
+        Never raises: the change is made, and failing now would lie. Without a record the intent stays open and the
+        reconciler settles it.
+        """
         event = operation.event("outcome", outcome, self._source, self.now())
         await self._append_or_count([event], [Settled(operation.id, outcome), *effects])
 

@@ -69,6 +69,10 @@ class _Subject(str):
     roles: frozenset[str]
 
 
+def _has_role(subject: _Subject, role: str) -> bool:
+    return role in subject.roles
+
+
 class Snapshot:
     """One revision of the access policy. Immutable: a new file makes a new snapshot."""
 
@@ -138,7 +142,7 @@ def _compile(path: Path, text: str) -> tuple[Effector, SimpleEval]:
             raise KeyError  # noqa: TRY301
         enforcer = casbin.Enforcer(model)
         functions = {
-            "g": lambda subject, role: role in subject.roles,
+            "g": _has_role,
             "resourceMatch": resource_match,
             "actionMatch": action_match,
         }
@@ -163,7 +167,8 @@ def _parse(path: Path, text: str, registries: frozenset[str]) -> tuple[list[Row]
             if problem:
                 problems.append(f"{path}:{line}: {problem}")
             elif cells[0] == "p":
-                rows.append(Row(*cells[1:], where=f"{path.name}:{line}"))
+                _, subject, registry, resource, action, effect = cells
+                rows.append(Row(subject, registry, resource, action, effect, f"{path.name}:{line}"))
             else:
                 links.append((cells[1], cells[2], line))
     except csv.Error as error:

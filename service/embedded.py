@@ -94,7 +94,7 @@ class Embedded:
                 self.stop()
                 message = f"{self.log}: the MLflow server did not start; the end of this file says why"
                 raise BadConfiguration(message)
-            if now - said > 5:  # noqa: PLR2004
+            if now - said > 5:
                 said = now
                 progress(f"waiting for MLflow ({now - begun:.0f} s)")
             time.sleep(0.1)
@@ -115,7 +115,7 @@ def answers(path: Path) -> bool:
     try:
         connection.sock.connect(str(path))
         connection.request("GET", "/health")
-        return connection.getresponse().status == 200  # noqa: PLR2004
+        return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:

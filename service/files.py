@@ -55,7 +55,7 @@ class YamlFile:
             return [self._plain(item, seen) for item in node.value]
         loader = yaml.CSafeLoader("")
         try:
-            return loader.construct_object(node)  # type: ignore[no-untyped-call]  # PyYAML's stubs lack it
+            return loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             raise self._error(node, str(error)) from None
 

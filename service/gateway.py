@@ -151,7 +151,7 @@ class Gateway:
         return lambda where, action: self._decide(principal, backend.name, where, action).allowed
 
     async def _forward_telemetry_or_read(self, backend: Backend, call: Call) -> Answer:
-        assert call.request is not None  # noqa: S101  # only our own promotions have none, and they are recorded each
+        assert call.request is not None  # only our own promotions have none, and they are recorded each
         writes = call.record is not Record.NONE
         try:
             return await backend.forward(call.request, writes=writes, trace=call.trace)
@@ -208,7 +208,7 @@ class Gateway:
         if isinstance(change, Promotion):
             asked = Asked(change.model, change.version, call.principal, change.reason, change.dry_run, change.if_match)
         else:
-            assert isinstance(change, AliasSet | StageSet)  # noqa: S101  # Guard.promotes knows no others
+            assert isinstance(change, AliasSet | StageSet)  # Guard.promotes knows no others
             asked = Asked(change.model, change.version, call.principal)
         result = await self._promoter.promote(backend, environment, asked, operation)
         return Answer(200, promotion=result, operation=operation.id, revision=operation.decision.revision)
@@ -238,7 +238,7 @@ class Gateway:
     async def _forward_change(
         self, backend: Backend, call: Call, operation: Operation, retired: list[Environment]
     ) -> Answer:
-        assert call.request is not None  # noqa: S101  # promotions went the other way
+        assert call.request is not None  # promotions went the other way
         try:
             answer = await backend.forward(call.request, writes=True, trace=call.trace)
         except OutcomeUnknown as error:

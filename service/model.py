@@ -66,7 +66,7 @@ class Principal:
     @property
     def persons(self) -> frozenset[str]:
         """Everyone this principal counts as where four eyes are asked."""
-        return frozenset({self.subject, self.acting_for} - {None})  # type: ignore[arg-type]  # None is taken out
+        return frozenset({self.subject} | ({self.acting_for} if self.acting_for else set()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +395,7 @@ class Call:
     def digest(self) -> str:
         """Name this call of this principal: equal for a repetition of the same message."""
         what = self.request.digest() if self.request else repr(self.change)
-        return hashlib.sha256("\n".join((self.principal.subject, self.registry, self.name, what)).encode()).hexdigest()
+        return hashlib.sha256(f"{self.principal.subject}\n{self.registry}\n{self.name}\n{what}".encode()).hexdigest()
 
 
 # What a registry holds, as the gate and the API see it.

@@ -94,9 +94,9 @@ def _parse(path: str) -> tuple[str, OfRun | OfLoggedModel]:
     """Read ``{experiment}/{run}/artifacts/…`` or ``{experiment}/models/{model}/artifacts/…``."""
     parts = path.split("/")
     if all(part not in ("", ".", "..") for part in parts[:-1]) and parts[-1] not in (".", ".."):
-        if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] != "models":  # noqa: PLR2004
+        if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] != "models":
             return parts[0], OfRun(parts[1])
-        if len(parts) >= 4 and parts[1] == "models" and parts[3] == "artifacts":  # noqa: PLR2004
+        if len(parts) >= 4 and parts[1] == "models" and parts[3] == "artifacts":
             return parts[0], OfLoggedModel(parts[2])
     message = (
         "The artifact path belongs to no run or logged model; it must be {experiment}/{run}/artifacts/… or "

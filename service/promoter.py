@@ -105,8 +105,10 @@ class Promoter:
     def _marks_to_write(
         self, registry: str, model: RegisteredModel, candidate: ModelVersion, environment: Environment
     ) -> list[Mark]:
-        """List the marks that are not on the candidate yet. A version has one stage: one that marks another
-        environment where the version is live stays."""
+        """List the marks that are not on the candidate yet.
+
+        A version has one stage: one that marks another environment where the version is live stays.
+        """
         keeps_stage = any(
             other.name != environment.name
             and other.marked_by("stage", candidate.stage)
@@ -149,7 +151,7 @@ class Promoter:
             raise
         await self._trail.outcome(operation, "succeeded", [self._made_live(backend, environment, version, operation)])
         verdict = operation.verdict
-        assert verdict is not None  # noqa: S101  # promote() set it
+        assert verdict is not None  # promote() set it
         return PromotionResult(
             operation.id, "succeeded", dry_run=False, before=live, after=asked.version, verdict=verdict, version=version
         )

@@ -25,11 +25,11 @@ _TOKEN_FIELDS = 3
 async def search(backend: Backend, call: Call, ownership: Ownership, may: May) -> Answer:
     """Forward a search and cut its answer down to what the caller may read."""
     request = call.request
-    assert request is not None  # noqa: S101  # a search is always an RPC
+    assert request is not None  # a search is always an RPC
     if call.experiments:
         return await _within_experiments(backend, call, request, ownership, may)
     listing = call.listing
-    assert listing is not None  # noqa: S101  # the gateway asks for one of the two
+    assert listing is not None  # the gateway asks for one of the two
     wanted = _rows(request, listing.items)
     token, skip, size = _read_token(request.message.get("page_token", ""), wanted)
     rows: list[dict[str, Any]] = []

@@ -85,9 +85,9 @@ class Front:
         scope["state"] = {}
         reply = _Reply(scope, send, self._record_refusal, self._metrics)
         try:
-            self._check(scope, path)
             if path not in self._public or scope["method"] not in _READS:
                 await self._identify(scope)
+            self._check(scope, path)
             if own:
                 receive = await self._read_own_body(scope, receive)
             await (self._own if own else self._dialect)(scope, receive, reply)
@@ -176,11 +176,11 @@ class _Reply:
             headers = [(name.lower(), value) for name, value in event.get("headers", ())]
             if any(name == b"registry-gateway-operation" for name, _ in headers):
                 self._scope["state"]["recorded"] = True
-            if 400 <= status < 500:  # noqa: PLR2004  # "no"; 5xx is "cannot tell"
+            if 400 <= status < 500:  # "no"; 5xx is "cannot tell"
                 await self._record(self._scope, status)  # type: ignore[misc]  # a coroutine function
             present = {name for name, _ in headers}
             event = {**event, "headers": [*headers, *(item for item in _SECURITY if item[0] not in present)]}
-            name = self._scope["state"].get("call_name") or ("own" if status < 400 else "refused")  # noqa: PLR2004
+            name = self._scope["state"].get("call_name") or ("own" if status < 400 else "refused")
             self._metrics.requests.labels(name, str(status)).inc()
         await self._send(event)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 from litestar import Response, get
+from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from service.audit import Journal
@@ -118,14 +119,14 @@ async def livez() -> dict[str, str]:
 
 
 @get("/readyz", operation_id="readyz", opt=PUBLIC, tags=["health"])
-async def readyz(health: Health) -> Response[dict[str, Any]]:
+async def readyz(health: NamedDependency[Health]) -> Response[dict[str, Any]]:
     """Say whether requests can be served: 200 `ready` or `degraded` (a registry is down), 503 `unready`."""
     document = health.document()
     return Response(document, status_code=503 if document["status"] == "unready" else 200)
 
 
 @get("/metrics", operation_id="metrics", opt=PUBLIC, media_type="text/plain", tags=["health"])
-async def metrics(metrics: Metrics) -> Response[bytes]:
+async def metrics(metrics: NamedDependency[Metrics]) -> Response[bytes]:
     """Give the metrics in Prometheus' text format."""
     return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 

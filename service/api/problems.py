@@ -63,9 +63,9 @@ def render_error(error: e.GatewayError) -> tuple[int, dict[str, str], bytes]:
     """Render *error* for our own routes: status, headers, body."""
     document = problem(error)
     headers = {"content-type": "application/problem+json"}
-    if document["status"] == 401:  # noqa: PLR2004  # RFC 9110, section 11.6.1
+    if document["status"] == 401:  # RFC 9110, section 11.6.1
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
-    if document["status"] == 503:  # noqa: PLR2004
+    if document["status"] == 503:
         headers["retry-after"] = "1"
     if error.operation:
         headers["registry-gateway-operation"] = error.operation

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, delete, get, post
 from litestar.exceptions import ValidationException
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter, QueryParameter
 
 from service.api import schemas as s
 from service.asgi import client_address
@@ -28,11 +29,11 @@ from service.model import (
 from service.promotion.facts import version_document
 from service.strict import check_text
 
-Version = Annotated[str, Parameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]
-Cursor = Annotated[str | None, Parameter(pattern="^[0-9]{1,18}$", description="From `next_cursor`.")]
-When = Annotated[datetime | None, Parameter(description="ISO 8601.")]
-Text = Annotated[str | None, Parameter(max_length=500)]
-Limit = Annotated[int, Parameter(ge=1, le=1000)]
+Version = Annotated[str, PathParameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]
+Cursor = Annotated[str | None, QueryParameter(pattern="^[0-9]{1,18}$", description="From `next_cursor`.")]
+When = Annotated[datetime | None, QueryParameter(description="ISO 8601.")]
+Text = Annotated[str | None, QueryParameter(max_length=500)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 _MAX_FACTS_BYTES = 8192
 _BASE = "/v1/registries/{registry:str}/models/{model:str}"
 
@@ -45,7 +46,7 @@ class VersionController(Controller):
 
     @get(operation_id="getVersion", opt={"action": "version:read"})
     async def version(
-        self, request: Request[Any, Any, Any], governance: Governance, registry: str, model: str, version: Version
+        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
     ) -> s.VersionBody:
         """Get a version with the facts rules see, its evidence and its approvals."""
         facts, evidence, approvals = await governance.version(
@@ -66,11 +67,11 @@ class VersionController(Controller):
     async def post_evidence(
         self,
         request: Request[Any, Any, Any],
-        governance: Governance,
-        registry: str,
-        model: str,
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
         version: Version,
-        data: s.EvidenceRequest,
+        data: JSONBody[s.EvidenceRequest],
     ) -> s.EvidenceBody:
         """Post evidence about a version: append-only; the newest of a kind counts."""
         if len(json.dumps(data.facts)) > _MAX_FACTS_BYTES:
@@ -85,7 +86,7 @@ class VersionController(Controller):
 
     @get("/evidence", operation_id="listEvidence", opt={"action": "version:read"})
     async def list_evidence(
-        self, request: Request[Any, Any, Any], governance: Governance, registry: str, model: str, version: Version
+        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
     ) -> s.EvidencesBody:
         """List the evidence about a version, oldest first."""
         found = await governance.evidence(*_caller(request), registry, model, version, client_address(request.scope))
@@ -95,11 +96,11 @@ class VersionController(Controller):
     async def approve(
         self,
         request: Request[Any, Any, Any],
-        governance: Governance,
-        registry: str,
-        model: str,
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
         version: Version,
-        data: s.ApprovalRequest,
+        data: JSONBody[s.ApprovalRequest],
     ) -> s.ApprovalBody:
         """Approve or reject a version for an environment, under its present rules."""
         signed = {
@@ -114,7 +115,7 @@ class VersionController(Controller):
 
     @get("/approvals", operation_id="listApprovals", opt={"action": "version:read"})
     async def list_approvals(
-        self, request: Request[Any, Any, Any], governance: Governance, registry: str, model: str, version: Version
+        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
     ) -> s.ApprovalsBody:
         """List the approvals of a version, oldest first."""
         found = await governance.approvals(*_caller(request), registry, model, version, client_address(request.scope))
@@ -124,11 +125,11 @@ class VersionController(Controller):
     async def revoke(
         self,
         request: Request[Any, Any, Any],
-        governance: Governance,
-        registry: str,
-        model: str,
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
         version: Version,
-        approval_id: str,
+        approval_id: FromPath[str],
     ) -> None:
         """Take back an approval: one's own with `approval:create`, anybody's with `approval:revoke`."""
         await governance.revoke(*_caller(request), registry, model, version, approval_id, client_address(request.scope))
@@ -142,7 +143,7 @@ class EnvironmentController(Controller):
 
     @get(operation_id="getEnvironment", opt={"action": "model:read"})
     async def live(
-        self, request: Request[Any, Any, Any], governance: Governance, registry: str, model: str, environment: str
+        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], environment: FromPath[str]
     ) -> Response[s.LiveBody]:
         """Get what is live in an environment. The ETag is for If-Match on a promotion."""
         version, period, mlmodel, etag = await governance.live(
@@ -163,7 +164,7 @@ class EnvironmentController(Controller):
 
     @get("/history", operation_id="getHistory", opt={"action": "model:read"})
     async def history(
-        self, request: Request[Any, Any, Any], governance: Governance, registry: str, model: str, environment: str
+        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], environment: FromPath[str]
     ) -> s.HistoryBody:
         """List what was live in an environment by record, newest first."""
         found = await governance.history(*_caller(request), registry, model, environment, client_address(request.scope))
@@ -185,12 +186,12 @@ class EnvironmentController(Controller):
     async def promote(
         self,
         request: Request[Any, Any, Any],
-        gateway: Gateway,
-        registry: str,
-        model: str,
-        environment: str,
-        data: s.PromotionRequest,
-        if_match: Annotated[str | None, Parameter(header="If-Match", max_length=200)] = None,
+        gateway: NamedDependency[Gateway],
+        registry: FromPath[str],
+        model: FromPath[str],
+        environment: FromPath[str],
+        data: JSONBody[s.PromotionRequest],
+        if_match: Annotated[str | None, HeaderParameter(name="If-Match", max_length=200)] = None,
     ) -> s.PromotionBody:
         """Make a version live if the environment's gate is open. `dry_run` gives the verdict and changes nothing."""
         change = Promotion(
@@ -211,12 +212,12 @@ class EnvironmentController(Controller):
             address=client_address(request.scope),
         )
         answer = await gateway.handle(call)
-        assert answer.promotion is not None  # noqa: S101  # a promotion is answered by one
+        assert answer.promotion is not None  # a promotion is answered by one
         return _promotion(answer.promotion)
 
 
 @get("/v1/registries", operation_id="listRegistries", opt={"action": "none"}, tags=["registries"])
-async def list_registries(gateway: Gateway) -> s.RegistriesBody:
+async def list_registries(gateway: NamedDependency[Gateway]) -> s.RegistriesBody:
     """List the configured registries and what they can hold."""
     return s.RegistriesBody(
         [
@@ -227,7 +228,7 @@ async def list_registries(gateway: Gateway) -> s.RegistriesBody:
 
 
 @get("/v1/environments", operation_id="listEnvironments", opt={"action": "none"}, tags=["environments"])
-async def list_environments(request: Request[Any, Any, Any], governance: Governance) -> s.EnvironmentsBody:
+async def list_environments(request: Request[Any, Any, Any], governance: NamedDependency[Governance]) -> s.EnvironmentsBody:
     """List the environments, their marks and their rules."""
     return s.EnvironmentsBody(
         [
@@ -252,7 +253,7 @@ async def list_environments(request: Request[Any, Any, Any], governance: Governa
     tags=["environments"],
 )
 async def get_promotion(
-    request: Request[Any, Any, Any], governance: Governance, promotion_id: str
+    request: Request[Any, Any, Any], governance: NamedDependency[Governance], promotion_id: FromPath[str]
 ) -> s.PromotionRecord:
     """Get a promotion and its events."""
     events = await governance.promotion(*_caller(request), promotion_id)
@@ -276,7 +277,7 @@ async def get_promotion(
 @get("/v1/audit/events", operation_id="listEvents", opt={"action": "audit:read"}, tags=["audit"])
 async def list_events(
     request: Request[Any, Any, Any],
-    governance: Governance,
+    governance: NamedDependency[Governance],
     model: Text = None,
     actor: Text = None,
     action: Text = None,

@@ -170,10 +170,10 @@ def _encode(request: Request) -> tuple[list[tuple[str, str]], bytes | AsyncItera
         return [], request.body
     if request.method != "GET":
         return [], json.dumps(request.message).encode()
-    query = []
+    query: list[tuple[str, str]] = []
     for key, value in request.message.items():
-        for item in value if isinstance(value, list) else [value]:
-            query.append((key, str(item).lower() if isinstance(item, bool) else str(item)))
+        items = value if isinstance(value, list) else [value]
+        query += [(key, str(item).lower() if isinstance(item, bool) else str(item)) for item in items]
     return query, None
 
 

@@ -180,7 +180,7 @@ class MlflowBackend:
 
 def _parse_mlmodel(raw: bytes) -> dict[str, Any] | None:
     try:
-        document = yaml.load(raw, Loader=yaml.CSafeLoader)  # noqa: S506  # CSafeLoader is the safe one, in C
+        document = yaml.load(raw, Loader=yaml.CSafeLoader)  # CSafeLoader is the safe one, in C
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

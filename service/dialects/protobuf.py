@@ -135,8 +135,10 @@ def read_query(pairs: Iterable[tuple[str, str]], rpc: Rpc) -> tuple[dict[str, An
 
 
 def canonical(clean: Mapping[str, Any], rpc: Rpc) -> dict[str, Any]:
-    """Build the protobuf message from *clean* and give its one JSON form: field names as in the proto,
-    integers as numbers, defaults that were not set left out."""
+    """Build the protobuf message from *clean* and give its one JSON form.
+
+    Field names are as in the proto, integers are numbers, and what was not set is left out.
+    """
     try:
         message = json_format.ParseDict(dict(clean), rpc.request())
     except json_format.ParseError as error:

@@ -21,8 +21,8 @@ from service.audit import (
     Effect,
     Event,
     MadeLive,
-    OpenOperation,
     Opened,
+    OpenOperation,
     Posted,
     Registered,
     Renamed,
@@ -178,7 +178,8 @@ class SqlJournal:
 
     async def _rows(self, query: Select[Any]) -> Sequence[Any]:
         async def work(connection: AsyncConnection) -> Sequence[Any]:
-            return (await connection.execute(query)).all()
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+            return rows
 
         return await self._read(work)
 

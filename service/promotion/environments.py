@@ -115,8 +115,8 @@ def _rule(raw: _Rule, file: YamlFile, at: tuple[Any, ...]) -> Rule:
 
 def _check_after(loaded: tuple[Environment, ...], file: YamlFile) -> None:
     after = {environment.name: environment.after for environment in loaded}
-    for name in after:
-        seen, step = {name}, after[name]
+    for name, first in after.items():
+        seen, step = {name}, first
         while step is not None:
             if step not in after:
                 raise file.error(f"after: no environment is named {step!r}", "environments", name, "after")

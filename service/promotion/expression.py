@@ -241,13 +241,14 @@ def _guard(tree: Any, facts: Mapping[str, Any], bound: frozenset[str]) -> bool |
     compared = _null_comparison(tree, bound)
     if compared is not None:
         path, equal = compared
-        return (_resolve(path, facts) in (None, _ABSENT)) is equal
+        value = _resolve(path, facts)
+        return (value is None or value is _ABSENT) is equal
     function, args = tree.call_expr.function, tree.call_expr.args
     if function == "!_":
         inner = _guard(args[0], facts, bound)
         return None if inner is None else not inner
     if function in ("_&&_", "_||_"):
-        deciding = function == "_||_"
+        deciding: bool = function == "_||_"
         sides = [_guard(side, facts, bound) for side in args]
         if deciding in sides:
             return deciding
@@ -272,13 +273,15 @@ _ABSENT = object()
 def _resolve(path: Path, facts: Mapping[str, Any]) -> Any:
     value: Any = facts
     for key in path:
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list | tuple) and isinstance(key, int) and 0 <= key < len(value):
-            value = value[key]
-        else:
-            return _ABSENT
+        known: Any = value if isinstance(value, Mapping) else dict(enumerate(value)) if _is_list(value) else {}
+        value = known.get(key, _ABSENT)
+        if value is _ABSENT:
+            break
     return value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def resolve(path: Path, facts: Mapping[str, Any]) -> Any:
@@ -298,26 +301,32 @@ def _unusable(value: Any) -> bool:
 
 
 _SYNTAX = """
-    Constant: null_value=1:int64! bool_value=2:bool! int64_value=3:int64! uint64_value=4:uint64! double_value=5:double! string_value=6:string! bytes_value=7:bytes!
+    Constant: null_value=1:int64! bool_value=2:bool! int64_value=3:int64! uint64_value=4:uint64! double_value=5:double!
+    Constant: string_value=6:string! bytes_value=7:bytes!
     Ident: name=1:string
     Select: operand=1:Expr field=2:string test_only=3:bool
     Call: target=1:Expr function=2:string args=3:Expr*
     CreateList: elements=1:Expr*
     Entry: field_key=2:string map_key=3:Expr value=4:Expr
     CreateStruct: entries=2:Entry*
-    Comprehension: iter_var=1:string iter_range=2:Expr accu_var=3:string accu_init=4:Expr loop_condition=5:Expr loop_step=6:Expr result=7:Expr iter_var2=8:string
-    Expr: const_expr=3:Constant! ident_expr=4:Ident! select_expr=5:Select! call_expr=6:Call! list_expr=7:CreateList! struct_expr=8:CreateStruct! comprehension_expr=9:Comprehension!
+    Comprehension: iter_var=1:string iter_range=2:Expr accu_var=3:string accu_init=4:Expr loop_condition=5:Expr
+    Comprehension: loop_step=6:Expr result=7:Expr iter_var2=8:string
+    Expr: const_expr=3:Constant! ident_expr=4:Ident! select_expr=5:Select! call_expr=6:Call! list_expr=7:CreateList!
+    Expr: struct_expr=8:CreateStruct! comprehension_expr=9:Comprehension!
     CheckedExpr: expr=4:Expr
 """
-"""The part of cel/expr/syntax.proto and checked.proto that is read: ``*`` repeated, ``!`` in the message's oneof."""
+"""The part of cel/expr/syntax.proto and checked.proto that is read; ``*`` is repeated, ``!`` in the oneof."""
 
 
 def _checked_class() -> Any:
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="gateway_cel_syntax.proto", package="gateway.cel", syntax="proto3")
+    messages: dict[str, Any] = {}
     for line in _SYNTAX.strip().splitlines():
         name, _, fields = line.strip().partition(": ")
-        message = file.message_type.add(name=name)
+        if name not in messages:
+            messages[name] = file.message_type.add(name=name)
+        message = messages[name]
         for spec in fields.split():
             left, _, kind = spec.partition(":")
             field_name, _, number = left.partition("=")
@@ -334,8 +343,8 @@ def _checked_class() -> Any:
             else:
                 field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]  # protobuf's stubs lack it
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("gateway.cel.CheckedExpr"))  # type: ignore[no-untyped-call]
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("gateway.cel.CheckedExpr"))
 
 
 _CHECKED = _checked_class()

@@ -128,8 +128,10 @@ class Facts:
         }
 
     def in_force(self, environment: str, rules_digest: str) -> list[Approval]:
-        """List decisions for *environment* that are not revoked, expired or given under other rules; the newest
-        one of each person counts."""
+        """List decisions for *environment* that are not revoked, expired or given under other rules.
+
+        The newest one of each person counts.
+        """
         newest: dict[str, Approval] = {}
         for item in self.approvals:
             if item.environment == environment and not item.revoked:

@@ -1,0 +1,190 @@
+"""environments.yaml: what is refused, with its line, and which models an environment covers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.errors import BadConfiguration
+from service.model import Capabilities
+from service.promotion.environments import Environments, load_environments
+from service.promotion.gate import Environment, Mark
+
+MLFLOW = Capabilities(aliases=True, stages=True, tags=True)
+ALIASES_ONLY = Capabilities(aliases=True, stages=False, tags=True)
+STAGING = """\
+environments:
+  staging:
+    where: {registry: main, models: "*"}
+    marks: [{alias: challenger}, {stage: Staging}]
+    rules: []
+"""
+PRODUCTION = """\
+  production:
+    where: {registry: main, models: "*"}
+    marks: [{alias: champion}]
+    after: staging
+    rules:
+      - name: floor
+        require: candidate.metrics.a > 0.5
+        because: too low
+"""
+BOTH = STAGING + PRODUCTION
+Load = Callable[[str], tuple[Environment, ...]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def load(text: str) -> tuple[Environment, ...]:
+        path = tmp_path / "environments.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_environments(path, {"main": MLFLOW, "other": ALIASES_ONLY})
+
+    return load
+
+
+def test_loads_what_is_written(load: Load) -> None:
+    staging, production = load(BOTH)
+    assert (staging.name, staging.marks, staging.after, staging.rules) == (
+        "staging", (Mark("alias", "challenger"), Mark("stage", "Staging")), None, (),
+    )  # fmt: skip
+    assert production.after == "staging"
+    assert [(rule.name, rule.require.text, rule.because) for rule in production.rules] == [
+        ("floor", "candidate.metrics.a > 0.5", "too low")
+    ]
+    assert production.marked_by("alias", "champion")
+    assert not production.marked_by("alias", "Champion")
+    assert not production.marked_by("stage", "champion")
+
+
+def test_a_rule_without_a_because_says_what_is_needed(load: Load) -> None:
+    production = load(BOTH.replace("        because: too low\n", ""))[1]
+    assert production.rules[0].because == "needed: candidate.metrics.a > 0.5"
+
+
+RULE = "candidate.metrics.a > 0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (BOTH.replace("after: staging", "after: testing"), 9, "no environment is named 'testing'"),
+        (BOTH.replace("after: staging", "after: production"), 9, "'production' comes after itself"),
+        (BOTH.replace("    rules: []", "    after: production\n    rules: []"), 5, "'staging' comes after itself"),
+        (BOTH.replace("alias: champion", "alias: challenger"), 8, "both have the alias 'challenger' as a mark"),
+        (BOTH.replace("alias: champion", "alias: Challenger"), 8, "both have the alias 'challenger'"),
+        (BOTH.replace("alias: champion", "stage: Staging"), 8, "both have the stage 'staging'"),
+        (BOTH.replace("alias: champion", "alias: latest"), 8, "reserved"),
+        (BOTH.replace("alias: champion", "alias: v1"), 8, "reserved"),
+        (BOTH.replace("alias: champion", "alias: a b"), 8, "The alias 'a b'"),
+        (BOTH.replace("alias: champion", "stage: production"), 8, "the stage 'production' is none of"),
+        (BOTH.replace("alias: champion", "stage: None"), 8, "the stage 'None' is none of"),
+        (BOTH.replace("alias: champion", "tag: x"), 8, "a mark is {alias: NAME} or {stage: NAME}"),
+        (BOTH.replace("alias: champion", "alias: a, stage: Production"), 8, "a mark is {alias: NAME} or {stage: NAME}"),
+        (BOTH.replace("[{alias: champion}]", "[]"), 8, "at least one mark"),
+        (BOTH.replace("  production:", "  Production:"), 6, "the environment name 'Production'"),
+        (BOTH.replace("  production:", "  a/b:"), 6, "the environment name 'a/b'"),
+        (BOTH.replace("  production:", "  staging:"), 6, "'staging' stands twice"),
+        (STAGING.replace("registry: main", "registry: third"), 3, "no registry is named 'third'"),
+        (STAGING.replace('"*"', '"a*b"'), 3, "prefix that ends"),
+        (STAGING.replace('"*"', '""'), 3, "prefix that ends"),
+        (STAGING.replace("registry: main", "registry: other"), 4, "the registry 'other' has no stage"),
+        (STAGING.replace("registry: main, ", ""), 4, "the registry 'other' has no stage"),
+        (BOTH.replace(RULE, "candidate.metric.a > 0.5"), 12, "rule 'floor': unknown fact 'candidate.metric'"),
+        (BOTH.replace(RULE, "metrics.a > 0.5"), 12, "undeclared reference to 'metrics.a'"),
+        (BOTH.replace(RULE, "candidate.metrics.a >"), 12, "rule 'floor'"),
+        (BOTH.replace(RULE, "candidate.metrics.a"), 12, "not a boolean"),
+        (BOTH.replace(RULE, "'" + "x" * 3000 + "'"), 12, "3000 characters"),
+        (BOTH + "      - name: floor\n        require: 'true'\n", 14, "two rules are named 'floor'"),
+        (BOTH + "environment: {}\n", 14, "unknown key 'environment'"),
+        (STAGING.replace("[{alias: challenger}", "[&m {alias: challenger}, *m"), 4, "aliases are not read"),
+        ("environments: [", 2, "not valid YAML"),
+        ("", 1, "missing required field `environments`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(load: Load, text: str, line: int, says: str) -> None:
+    with pytest.raises(BadConfiguration, match=rf"environments\.yaml:{line}: .*{re.escape(says)}"):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (STAGING.replace("    rules: []\n", ""), "missing required field `rules`"),
+        (STAGING.replace("rules: []", "rules:"), "Expected `array`, got `null`"),
+        (re.sub(r"    marks: .*\n", "", STAGING), "missing required field `marks`"),
+        (STAGING.replace("rules: []", "rules: []\n    ruels: []"), "ruels"),
+        (BOTH.replace("require:", "requires:"), "require"),
+        (BOTH.replace("because: too low", "because: too low\n        severity: warn"), "severity"),
+        (BOTH.replace("where: {registry", "where: {registri"), "registri"),
+        (BOTH.replace("alias: champion", "alias: 1"), "Expected `str`"),
+    ],
+)
+def test_what_is_unknown_or_missing_inside_an_environment_is_refused(load: Load, text: str, says: str) -> None:
+    with pytest.raises(BadConfiguration, match=re.escape(says)):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "clash"),
+    [
+        (("main", "*"), ("main", "*"), True),
+        (("main", "*"), ("*", "iris"), True),
+        (("main", "iris"), ("main", "iris"), True),
+        (("main", "team-*"), ("main", "team-a-*"), True),
+        (("main", "team-a-*"), ("main", "team-a-x"), True),
+        (("main", "team-a-x"), ("*", "team-*"), True),
+        (("main", "team-a-*"), ("main", "team-b-*"), False),
+        (("main", "team-a-*"), ("main", "team-b"), False),
+        (("main", "iris"), ("main", "iris2"), False),
+        (("main", "*"), ("other", "*"), False),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_environments_share_a_mark_only_where_no_model_has_both(
+    load: Load, one: tuple[str, str], two: tuple[str, str], clash: bool, turned: bool
+) -> None:
+    pairs = [two, one] if turned else [one, two]
+    text = "environments:\n" + "".join(
+        f"  e{index}:\n    where: {{registry: '{registry}', models: '{models}'}}\n"
+        "    marks: [{alias: live}]\n    rules: []\n"
+        for index, (registry, models) in enumerate(pairs)
+    )
+    if clash:
+        with pytest.raises(BadConfiguration, match=r":8: 'e1' and 'e0' both have the alias 'live' as a mark"):
+            load(text)
+    else:
+        assert len(load(text)) == 2
+
+
+@pytest.mark.parametrize(
+    ("registry", "models", "covered", "not_covered"),
+    [
+        ("*", "*", [("main", "iris"), ("other", "x")], []),
+        ("main", "*", [("main", "iris")], [("other", "iris")]),
+        ("main", "iris", [("main", "iris")], [("main", "iris2"), ("main", "Iris"), ("main", "")]),
+        ("main", "team-*", [("main", "team-"), ("main", "team-a")], [("main", "team"), ("main", "a-team-x")]),
+    ],
+)
+def test_an_environment_covers_its_models(
+    registry: str, models: str, covered: list[tuple[str, str]], not_covered: list[tuple[str, str]]
+) -> None:
+    one = Environment("e", registry, models, (Mark("alias", "a"),), None, ())
+    all_ = Environments((one,))
+    for where in covered:
+        assert all_.of(*where) == (one,)
+        assert all_.get(*where, "e") is one
+        assert all_.get(*where, "f") is None
+    for where in not_covered:
+        assert all_.of(*where) == ()
+        assert all_.get(*where, "e") is None
+
+
+def test_the_shipped_file_loads() -> None:
+    path = Path(__file__).parent.parent.parent / "policies" / "environments.yaml"
+    loaded = load_environments(path, {"main": MLFLOW})
+    assert [item.name for item in loaded] == ["staging", "production"]
+    assert loaded[1].names("approvals")
