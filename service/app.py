@@ -102,7 +102,11 @@ class Application:
             record_reads=settings.audit.reads in (True, "on"),
         )
         self.governance = Governance(self.gateway, self.environments, gatherer)
-        self.reconciler = Reconciler(self.gateway, self.environments)
+        self.reconciler = Reconciler(
+            self.gateway,
+            self.environments,
+            {name: registry.timeout_seconds for name, registry in registries.items()},
+        )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
         self.metrics = Metrics()
         self.litestar = self._litestar()
@@ -146,6 +150,8 @@ class Application:
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
+        guarded = {item.name: bool(item.rules) for item in self.environments.all}
+        self.gateway.seals.load(await self.journal.live(), guarded)
         self.trail.start()
         self.reconciler.start()
         self.health.start()
@@ -190,10 +196,15 @@ def build_litestar(**keywords: Any) -> Litestar:
         """Give the OpenAPI document of our own routes."""
         return Response(openapi_document(request.app), media_type="application/json")
 
-    keywords.setdefault("dependencies", dict.fromkeys(("gateway", "governance", "health", "metrics"), _given(None)))
+    names = ("gateway", "governance", "health", "metrics")
+    keywords.setdefault("dependencies", {name: _given(None) for name in names})  # enough for the document
     return Litestar(
         route_handlers=[*routes.HANDLERS, *health_routes.HANDLERS, openapi],
-        exception_handlers={e.GatewayError: _answer_error, HTTPException: _answer_http_error},
+        exception_handlers={
+            e.GatewayError: _answer_error,
+            HTTPException: _answer_http_error,
+            Exception: _answer_unexpected,
+        },
         openapi_config=OpenAPIConfig(
             title="Registry Gateway",
             version=importlib.metadata.version("registry-gateway"),
@@ -206,6 +217,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             ),
             security=[{"key": []}],
             create_examples=False,
+            use_handler_docstrings=True,
         ),
         logging_config=None,
         **keywords,
@@ -286,6 +298,11 @@ def _answer_http_error(request: Request[Any, Any, Any], error: HTTPException) ->
         _log.error("unexpected", status=error.status_code, detail=error.detail)
         ours = e.GatewayError("Something failed inside the gateway; its log says what.")
     return _answer_error(request, ours)
+
+
+def _answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    _log.error("unexpected", exc_info=error)
+    return _answer_error(request, e.GatewayError("Something failed inside the gateway; its log says what."))
 
 
 def _backend(name: str, registry: Registry, configuration: Configuration) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -14,6 +15,7 @@ Send = Callable[[Event], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 RenderedError = tuple[int, dict[str, str], bytes]
 """Status, headers and body of an error in the shape its client understands."""
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 ErrorRenderer = Callable[[GatewayError], RenderedError]
 
 
@@ -101,10 +103,7 @@ async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
 
 def encode_headers(pairs: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     """Encode headers, dropping what could split them."""
-    return [
-        (name.lower().encode("latin-1"), value.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace"))
-        for name, value in pairs
-    ]
+    return [(name.lower().encode("ascii"), _UNPRINTABLE.sub("?", value).encode("ascii")) for name, value in pairs]
 
 
 def client_address(scope: Mapping[str, Any]) -> str:

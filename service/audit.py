@@ -117,7 +117,14 @@ class Revoked:
     at: float
 
 
-Effect = Opened | Settled | Registered | MadeLive | TakenDown | Renamed | Posted | Signed | Revoked
+@dataclasses.dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Evidence whose poster was told that it is not stored, because the journal answered too late."""
+
+    evidence_id: str
+
+
+Effect = Opened | Settled | Registered | MadeLive | TakenDown | Renamed | Posted | Signed | Revoked | Withdrawn
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,6 +176,9 @@ class Journal(Protocol):
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
         """List what was live when, in every environment of a model, oldest first."""
 
+    async def live(self) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live everywhere by record: registry, model, period."""
+
     async def ping(self) -> None:
         """Return when the journal can be written."""
 
@@ -212,6 +222,8 @@ class Operation:
     detail: str = ""
     status: int | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    intended: bool = False
+    """An intent is durable, so the operation must end with an outcome."""
 
     @classmethod
     def opened(cls, call: Call, now: float) -> Operation:
@@ -280,7 +292,7 @@ def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, n
         "source": source,
         "type": f"registry-gateway.{action.replace(':', '.')}.{phase}",
         "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "subject": subject,
+        "subject": subject[:_MAX_TEXT],
         "datacontenttype": "application/json",
         "data": dict(data),
     }
@@ -327,6 +339,7 @@ class Trail:
         self._source = source
         self._queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=10_000)
         self._pump: asyncio.Task[None] | None = None
+        self._later: set[asyncio.Task[None]] = set()
         self.lost = 0
         """Events that could not be journalled or given to a sink since the start."""
 
@@ -336,6 +349,7 @@ class Trail:
 
     async def close(self) -> None:
         """Feed the sinks what is left."""
+        await asyncio.gather(*self._later)
         if self._pump is not None:
             await self._queue.join()
             self._pump.cancel()
@@ -356,6 +370,7 @@ class Trail:
             [opened],
             undo=([undo.event("outcome", "failed", self._source, self.now())], [Settled(operation.id, "failed")]),
         )
+        operation.intended = True
 
     async def outcome(self, operation: Operation, outcome: str, effects: Sequence[Effect] = ()) -> None:
         """Record how it ended.
@@ -383,13 +398,29 @@ class Trail:
         """Record a call that was ``denied`` or ``rejected``. Never raises: no stays no."""
         await self._append_or_count([operation.event(phase, phase, self._source, self.now())])
 
+    def refused_later(self, operation: Operation, phase: str) -> None:
+        """Record a refusal without waiting: telemetry never waits for the journal."""
+        task = asyncio.create_task(self.refused(operation, phase))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
     async def stored(self, operation: Operation, effects: Sequence[Effect]) -> None:
         """Record a change of the journal itself (evidence, an approval) together with it.
 
         Raises:
             JournalUnavailable: nothing is stored.
         """
-        await self._append([operation.event("outcome", "succeeded", self._source, self.now())], effects)
+        late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
+        back: list[Effect] = [
+            Withdrawn(effect.evidence.id) if isinstance(effect, Posted) else Revoked(effect.approval.id, self.now())
+            for effect in effects
+            if isinstance(effect, Posted | Signed)
+        ]
+        await self._append(
+            [operation.event("outcome", "succeeded", self._source, self.now())],
+            effects,
+            undo=([late.event("outcome", "failed", self._source, self.now())], back),
+        )
 
     async def observed(self, operation: Operation) -> None:
         """Record a read, where reads are recorded."""

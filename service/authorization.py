@@ -26,7 +26,7 @@ MAX_ROWS = 100_000
 MAX_ROLE_DEPTH = 9  # Casbin's role manager follows ten links; the first is the principal's own group
 _SUBJECT = re.compile(r"(user|service|group|role):[^\s:][^:]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._@ -]|%[0-9A-F]{2})*\*?")
-_KINDS = frozenset({"models", "experiments", "audit", "access", "grants", "*"})
+_KINDS = frozenset({"models", "experiments", "locations", "audit", "access", "grants", "*"})
 _OBJECTS = frozenset(action.partition(":")[0] for action in ACTIONS)
 _EFFECTS = {"allow": Effector.ALLOW, "deny": Effector.DENY}
 

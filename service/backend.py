@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
@@ -50,6 +51,12 @@ class Backend(Protocol):
 
     async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
         """Read the version's ``MLmodel`` file; None if it has none or it cannot be understood."""
+
+    async def list_files(self, path: str, limit: int) -> list[tuple[str, int]] | None:
+        """List the files below *path* of the artifact root with their sizes; None if there are more than *limit*."""
+
+    def read_file(self, path: str) -> AsyncIterator[bytes]:
+        """Stream a file below the artifact root."""
 
     async def ping(self) -> None:
         """Return if the registry answers."""

@@ -14,6 +14,30 @@ T = TypeVar("T")
 MAX_BYTES = 16 << 20
 
 
+MAX_DEPTH = 32
+_MAX_NODES = 200_000
+
+
+def check_yaml(text: str | bytes) -> None:
+    """Refuse YAML that would exhaust its reader: deep nesting (libyaml recurses), aliases, very many nodes.
+
+    Raises:
+        ValueError: it does. yaml.YAMLError: it is no YAML.
+    """
+    depth = 0
+    for nodes, item in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+        if isinstance(item, yaml.AliasEvent):
+            message = "YAML aliases are not read"
+            raise ValueError(message)  # noqa: TRY004  # the value is at fault
+        if isinstance(item, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(item, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH or nodes > _MAX_NODES:
+            message = f"more than {MAX_DEPTH} levels or {_MAX_NODES} nodes"
+            raise ValueError(message)
+
+
 class YamlFile:
     """A parsed YAML file that knows where each of its keys stands."""
 
@@ -27,6 +51,7 @@ class YamlFile:
         if text is None:
             text = read_text(path)
         try:
+            check_yaml(text)
             node = yaml.compose(text, Loader=yaml.CSafeLoader)
             self._node = node
             self.data = self._plain(node, set()) if node is not None else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 
-from service.audit import Effect, Operation, Registered, Renamed, TakenDown, Trail
+from service.audit import Effect, MadeLive, Operation, Registered, Renamed, TakenDown, Trail
 from service.backend import Backend
 from service.changes import Changes
 from service.errors import (
@@ -17,7 +18,7 @@ from service.errors import (
     OperationPending,
     OutcomeUnknown,
 )
-from service.guard import Guard
+from service.guard import Carried, Guard, Retired
 from service.model import (
     AliasSet,
     Answer,
@@ -39,6 +40,8 @@ from service.model import (
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
 from service.promotion.gate import Environment
+from service.provenance import check_run
+from service.seals import Seals
 from service.searching import search
 
 Decide = Callable[[Principal, str, str, str], Decision]
@@ -69,6 +72,7 @@ class Gateway:
         self._sources = sources
         self._record_reads = record_reads
         self._ownership = Ownership()
+        self.seals = Seals(self._ownership)
         self.unsettled: dict[str, str] = {}
         """Digest of a call whose outcome is unknown -> its operation."""
         self.active: set[str] = set()
@@ -90,6 +94,8 @@ class Gateway:
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
         await self.authorize(backend, call.needs, operation)
+        if call.record is Record.SUMMED:
+            await self.seals.check(backend, call)
         if call.listing is not None or call.experiments:
             answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
         else:
@@ -143,6 +149,10 @@ class Gateway:
             return need.resource.uri
         return await self._ownership.resource_of(backend, need.resource)
 
+    def lock(self, registry: str, models: tuple[str, ...]) -> AbstractAsyncContextManager[None]:
+        """Hold the locks of *models*, as a change does."""
+        return self._changes.lock(registry, models)
+
     def decides(self, principal: Principal, registry: str, where: str, action: str) -> Decision:
         """Decide without a call, for answers that are cut down to what the caller may read."""
         return self._decide(principal, registry, where, action)
@@ -161,47 +171,57 @@ class Gateway:
 
     async def _change(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         """One change, from decision to outcome; every refusal before the intent leaves one ``rejected`` event."""
+        self.active.add(operation.id)
         try:
-            self.active.add(operation.id)
             environment = self._guard.promotes(backend.name, call.change)
             if environment is not None:
                 await self._authorize_promotion(backend, call, environment, operation)
-            else:
-                await self.authorize(backend, call.needs, operation)
-            self._refuse_unsettled(call)
-            async with self._changes.lock(backend.name, _models(call)):
-                if environment is not None:
-                    return await self._promote(backend, call, environment, operation)
-                retired = await self._retired(backend, call, operation)
-                await self.trail.intent(operation)
-                return await self._forward_change(backend, call, operation, retired)
+            async with self._changes.lock(backend.name, _lock_names(call, operation)):
+                self._refuse_unsettled(operation)
+                try:
+                    if environment is not None:
+                        return await self._promote(backend, call, environment, operation)
+                    return await self._change_otherwise(backend, call, operation)
+                except OutcomeUnknown:
+                    self.unsettled[operation.digest] = operation.id
+                    raise
         except GatewayError as error:
             if error.operation is None and not isinstance(error, JournalUnavailable):
-                operation.detail = error.detail
-                await self.trail.refused(operation, "rejected")
+                await self._reject(operation, error.detail)
                 error.operation = operation.id
-            if isinstance(error, OutcomeUnknown):
-                self.unsettled[operation.digest] = operation.id
+            raise
+        except Exception as error:
+            await self._reject(operation, f"unexpected: {type(error).__name__}")
             raise
         finally:
             self.active.discard(operation.id)
+
+    async def _reject(self, operation: Operation, detail: str) -> None:
+        """Leave the event of a refusal; where an intent stands already, it stays open for the reconciler."""
+        if not operation.intended:
+            operation.detail = detail
+            await self.trail.refused(operation, "rejected")
 
     async def _authorize_promotion(
         self, backend: Backend, call: Call, environment: Environment, operation: Operation
     ) -> None:
         """On a guarded target only the promotion is asked; a deny row on the alias or stage counts too."""
-        for need in call.needs:
-            if isinstance(need.resource, str):
-                decision = self._decide(call.principal, backend.name, need.resource, need.action)
-                if decision.denied_by_row:
-                    operation.action, operation.resource, operation.decision = need.action, need.resource, decision
-                    await self.trail.refused(operation, "denied")
-                    message = f"A policy row forbids {call.principal.subject} {need.action} on {need.resource}."
-                    raise Denied(message, operation=operation.id)
+        await self._refuse_denied_by_row(backend, call, operation)
         model = getattr(call.change, "model", "")
         operation.environment = environment.name
         need = Need("environment:promote", resource("models", model, "environments", environment.name))
         await self.authorize(backend, (need,), operation)
+
+    async def _refuse_denied_by_row(self, backend: Backend, call: Call, operation: Operation) -> None:
+        for need in call.needs:
+            if not isinstance(need.resource, str):
+                continue
+            decision = self._decide(call.principal, backend.name, need.resource, need.action)
+            if decision.denied_by_row:
+                operation.action, operation.resource, operation.decision = need.action, need.resource, decision
+                await self.trail.refused(operation, "denied")
+                message = f"A policy row forbids {call.principal.subject} {need.action} on {need.resource}."
+                raise Denied(message, operation=operation.id)
 
     async def _promote(self, backend: Backend, call: Call, environment: Environment, operation: Operation) -> Answer:
         change = call.change
@@ -210,80 +230,109 @@ class Gateway:
         else:
             assert isinstance(change, AliasSet | StageSet)  # Guard.promotes knows no others
             asked = Asked(change.model, change.version, call.principal)
-        result = await self._promoter.promote(backend, environment, asked, operation)
+
+        async def retire(other: Environment) -> None:
+            await self._authorize_retirement(backend, call, other, operation)
+
+        result = await self._promoter.promote(backend, environment, asked, operation, retire)
+        self.apply(result.effects)
         return Answer(200, promotion=result, operation=operation.id, revision=operation.decision.revision)
 
-    async def _retired(self, backend: Backend, call: Call, operation: Operation) -> list[Environment]:
-        """Ask for the right to take down what a change takes down, and judge what a rename carries along."""
-        retired = await self._guard.retires(backend, call.change)
-        model = getattr(call.change, "model", "")
-        for environment in retired:
-            operation.environment = environment.name
-            need = Need("environment:retire", resource("models", model, "environments", environment.name))
-            await self.authorize(backend, (need,), operation)
-        for carried in await self._guard.carries(backend, call.change):
-            name = getattr(call.change, "new_name", "")
-            need = Need("environment:promote", resource("models", name, "environments", carried.environment.name))
-            await self.authorize(backend, (need,), operation)
-            asked = Asked(model, carried.version, call.principal)
-            await self._promoter.judge_carried(backend, carried.environment, asked, operation)
-        return retired
+    async def _change_otherwise(self, backend: Backend, call: Call, operation: Operation) -> Answer:
+        """Carry out a change that promotes nothing by itself. The model's lock is held."""
+        try:
+            retired = await self._guard.retires(backend, call.change)
+        except NotFound:
+            retired = []  # nothing is marked; the registry will say so to those who may ask
+        if retired:
+            await self._refuse_denied_by_row(backend, call, operation)
+            for item in retired:
+                await self._authorize_retirement(backend, call, item.environment, operation)
+        else:
+            await self.authorize(backend, call.needs, operation)
+        await self.seals.check(backend, call)
+        if isinstance(call.change, VersionCreate):
+            model_id = str(call.request.message.get("model_id", "")) if call.request else ""
+            await check_run(backend, call.change, model_id)
+        carried = await self._judge_carried(backend, call, operation)
+        await self.trail.intent(operation)
+        return await self._forward_change(backend, call, operation, retired, carried)
 
-    def _refuse_unsettled(self, call: Call) -> None:
-        pending = self.unsettled.get(call.digest())
+    async def _authorize_retirement(
+        self, backend: Backend, call: Call, environment: Environment, operation: Operation
+    ) -> None:
+        """Taking down what is live is decided as ``environment:retire``."""
+        operation.environment = environment.name
+        model = getattr(call.change, "model", "")
+        need = Need("environment:retire", resource("models", model, "environments", environment.name))
+        await self.authorize(backend, (need,), operation)
+
+    async def _judge_carried(self, backend: Backend, call: Call, operation: Operation) -> list[Carried]:
+        """A rename that carries a mark into an environment's scope is a promotion of that version."""
+        carried = await self._guard.carries(backend, call.change)
+        for item in carried:
+            assert isinstance(call.change, ModelRename)  # only renames carry
+            name = call.change.new_name
+            need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
+            await self.authorize(backend, (need,), operation)
+            asked = Asked(call.change.model, item.version, call.principal)
+            await self._promoter.judge_carried(backend, item.environment, asked, operation)
+        return carried
+
+    def _refuse_unsettled(self, operation: Operation) -> None:
+        pending = self.unsettled.get(operation.digest)
         if pending is not None:
             message = f"The same call is unsettled as operation {pending}; it was not forwarded again."
             raise OperationPending(message)
 
     async def _forward_change(
-        self, backend: Backend, call: Call, operation: Operation, retired: list[Environment]
+        self, backend: Backend, call: Call, operation: Operation, retired: list[Retired], carried: list[Carried]
     ) -> Answer:
         assert call.request is not None  # promotions went the other way
         try:
             answer = await backend.forward(call.request, writes=True, trace=call.trace)
-        except OutcomeUnknown as error:
-            operation.detail, error.operation = error.detail, operation.id
-            await self.trail.outcome(operation, "unknown")
-            raise
         except GatewayError as error:
             operation.detail, error.operation = error.detail, operation.id
             operation.status = getattr(error, "status", None)
-            await self.trail.outcome(operation, "failed")
+            await self.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
         if call.name == "updateExperiment":
             self._ownership.forget_names(backend.name)
         operation.status = answer.status
         effects = effects_of(call, answer, operation, retired, self.trail.now())
+        for item in carried:
+            assert isinstance(call.change, ModelRename)  # only renames carry
+            version = await backend.get_version(call.change.new_name, item.version)
+            effects.append(await self._promoter.made_live(backend, item.environment, version, operation))
         await self.trail.outcome(operation, "succeeded", effects)
+        self.apply(effects)
         return dataclasses.replace(answer, operation=operation.id, revision=operation.decision.revision)
 
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Let the seals follow what became or ceased to be live."""
+        for effect in effects:
+            if isinstance(effect, MadeLive):
+                environment = self._guard.environments.get(effect.registry, effect.model, effect.period.environment)
+                if environment is not None and environment.rules:
+                    self.seals.add(effect.registry, effect.model, effect.period)
+            elif isinstance(effect, TakenDown):
+                self.seals.drop(effect.registry, effect.model, effect.environments)
+            elif isinstance(effect, Renamed):
+                self.seals.rename(effect.registry, effect.model, effect.new_name)
 
-def effects_of(
-    call: Call, answer: Answer, operation: Operation, retired: list[Environment], now: float
-) -> list[Effect]:
+
+def effects_of(call: Call, answer: Answer, operation: Operation, retired: list[Retired], now: float) -> list[Effect]:
     """Say what a successful change means for the journal's own tables."""
     change = call.change
-    effects: list[Effect] = []
     if isinstance(change, VersionCreate):
-        effects.append(_registered(call, change, answer.document().get("model_version", {}), operation, now))
+        return [_registered(call, change, answer.document().get("model_version", {}), operation, now)]
     if isinstance(change, ModelDelete):
-        effects.append(TakenDown(call.registry, change.model, (), now))
-    elif isinstance(change, ModelRename):
-        effects.append(Renamed(call.registry, change.model, change.new_name))
-    elif retired:
-        names = tuple(item.name for item in retired if _ends(change, item))
-        if names:
-            effects.append(TakenDown(call.registry, getattr(change, "model", ""), names, now))
-    return effects
-
-
-def _ends(change: object, environment: Environment) -> bool:
-    """Tell whether *change* takes away the first mark, which says what is live."""
-    first = environment.marks[0]
-    if isinstance(change, StageSet):
-        return first.kind == "stage"
-    alias = getattr(change, "alias", None)
-    return alias is None or (first.kind == "alias" and first.value == alias)
+        return [TakenDown(call.registry, change.model, (), now)]
+    if isinstance(change, ModelRename):
+        ended = TakenDown(call.registry, change.model, (), now)  # what the new name is live in is judged anew
+        return [ended, Renamed(call.registry, change.model, change.new_name)]
+    names = tuple(item.environment.name for item in retired if item.ends)
+    return [TakenDown(call.registry, getattr(change, "model", ""), names, now)] if names else []
 
 
 def _registered(
@@ -310,7 +359,7 @@ def _registered(
     )
 
 
-def _models(call: Call) -> tuple[str, ...]:
-    change = call.change
-    names = (getattr(change, "model", None), getattr(change, "new_name", None))
-    return tuple(name for name in names if name)
+def _lock_names(call: Call, operation: Operation) -> tuple[str, ...]:
+    """Name the models a call changes; equal calls that change none exclude each other."""
+    names = (getattr(call.change, "model", None), getattr(call.change, "new_name", None))
+    return tuple(name for name in names if name) or (f"\0{operation.digest}",)

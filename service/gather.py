@@ -9,9 +9,10 @@ from typing import TypeVar
 from service.audit import Journal
 from service.backend import Backend
 from service.errors import NotFound
-from service.model import Approval, Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
+from service.model import Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
+from service.provenance import artifact_digest, run_behind
 
 T = TypeVar("T")
 
@@ -44,8 +45,12 @@ class Gatherer:
             self.version(backend, candidate, environment.sources("candidate")),
             self._incumbent(backend, environment, candidate, incumbent),
             records.evidence(*here) if environment.names("evidence") else _nothing(list[Evidence]()),
-            records.approvals(*here) if environment.rules else _nothing(list[Approval]()),
+            records.approvals(*here),
         )
+        if evidence or approvals:  # a record is about the files its author saw
+            digest = await artifact_digest(backend, candidate)
+            evidence = [item for item in evidence if item.artifact_digest == digest]
+            approvals = [item for item in approvals if item.artifact_digest == digest]
         return Facts(judged, live, evidence, approvals, principal, reason, self._now())
 
     async def _incumbent(
@@ -63,7 +68,7 @@ class Gatherer:
         creation: Creation | None
         periods: list[LivePeriod]
         run, mlmodel, creation, periods = await asyncio.gather(
-            _run(backend, version.run_id) if Source.RUN in sources else _nothing(None),
+            _run(backend, version) if Source.RUN in sources else _nothing(None),
             backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else _nothing(None),
             self._journal.creation(backend.name, version.model, version.binding)
             if Source.RECORD in sources
@@ -75,8 +80,9 @@ class Gatherer:
         return VersionFacts(version, run, mlmodel, creation, periods)
 
 
-async def _run(backend: Backend, run_id: str) -> Run | None:
-    if not run_id:
+async def _run(backend: Backend, version: ModelVersion) -> Run | None:
+    run_id = await run_behind(backend, version)
+    if run_id is None:
         return None
     try:
         return await backend.get_run(run_id)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from service.audit import Effect, Event, Operation, Posted, Revoked, Signed
 from service.backend import Backend
@@ -27,6 +29,8 @@ from service.promoter import etag
 from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
 from service.promotion.gate import Environment
+from service.provenance import UNVERIFIABLE, artifact_digest
+from service.strict import check_text
 
 
 class Governance:
@@ -46,6 +50,8 @@ class Governance:
         self, principal: Principal, registry: str, name: str, need: Need, address: str
     ) -> tuple[Backend, Operation]:
         backend = self._gateway.backend(registry)
+        if isinstance(need.resource, str):
+            check_text(unquote(need.resource), "name")
         call = Call(principal=principal, registry=registry, name=name, needs=(need,), address=address)
         operation = Operation.opened(call, self._gateway.trail.now())
         await self._gateway.authorize(backend, call.needs, operation)
@@ -71,15 +77,13 @@ class Governance:
         backend: Backend,
         model: str,
         version: str,
-        effect_of: Callable[[ModelVersion], Any],
+        effect_of: Callable[[ModelVersion], Awaitable[Effect]],
     ) -> ModelVersion:
         """Bind a record to the very version and store it with its event; a refusal leaves a ``rejected`` one."""
         operation.model, operation.version = model, version
         try:
             found = await backend.get_version(model, version)
-            made = effect_of(found)
-            effect: Effect = await made if asyncio.iscoroutine(made) else made
-            await self._gateway.trail.stored(operation, [effect])
+            await self._gateway.trail.stored(operation, [await effect_of(found)])
         except GatewayError as error:
             await self._rejecting(operation, error)
             raise
@@ -106,9 +110,12 @@ class Governance:
             at=self._gateway.trail.now(),
         )
         operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
-        await self._store(
-            operation, backend, model, version, lambda found: Posted(registry, model, found.binding, evidence)
-        )
+
+        async def effect_of(found: ModelVersion) -> Effect:
+            digest = await artifact_digest(backend, found)
+            return Posted(registry, model, found.binding, dataclasses.replace(evidence, artifact_digest=digest))
+
+        await self._store(operation, backend, model, version, effect_of)
         return evidence
 
     async def evidence(
@@ -151,7 +158,8 @@ class Governance:
                 message = "You registered this version; somebody else has to approve it."
                 await self._gateway.trail.refused(operation, "denied")
                 raise Denied(message, operation=operation.id)
-            return Signed(registry, model, found.binding, approval)
+            digest = await artifact_digest(backend, found)
+            return Signed(registry, model, found.binding, dataclasses.replace(approval, artifact_digest=digest))
 
         await self._store(operation, backend, model, version, effect_of)
         return approval
@@ -184,7 +192,7 @@ class Governance:
         backend, operation = await self._open(principal, registry, "revokeApproval", need, address)
         operation.environment, operation.before = approval.environment, {"id": approval.id}
 
-        def effect_of(_: ModelVersion) -> Effect:
+        async def effect_of(_: ModelVersion) -> Effect:
             if approval.revoked:
                 message = "This approval was revoked before."
                 raise Conflict(message)
@@ -214,8 +222,8 @@ class Governance:
 
     async def live(
         self, principal: Principal, registry: str, model: str, name: str, address: str
-    ) -> tuple[ModelVersion, LivePeriod | None, dict[str, Any] | None, str]:
-        """Get what is live in an environment: the version, its period by record, its MLmodel, its ETag.
+    ) -> tuple[ModelVersion, LivePeriod | None, dict[str, Any] | None, str | None, str]:
+        """Get what is live in an environment: the version, its period, its MLmodel, digest and ETag.
 
         Raises:
             NotFound: no such environment, or nothing is live in it.
@@ -233,7 +241,19 @@ class Governance:
             self._current(registry, model, name),
         )
         known = period if period is not None and period.binding == found.binding else None
-        return found, known, mlmodel, etag(found)
+        return found, known, mlmodel, await self._digest(backend, found), etag(found)
+
+    async def _digest(self, backend: Backend, version: ModelVersion) -> str | None:
+        """Return the digest that the newest record about the version is bound to; reading the files takes too long."""
+        try:
+            records = [
+                *await self._journal.evidence(backend.name, version.model, version.binding),
+                *await self._journal.approvals(backend.name, version.model, version.binding),
+            ]
+        except JournalUnavailable:
+            return None
+        digests = [item.artifact_digest for item in sorted(records, key=lambda item: item.at)]
+        return digests[-1] if digests and digests[-1] not in ("", UNVERIFIABLE) else None
 
     async def _current(self, registry: str, model: str, environment: str) -> LivePeriod | None:
         try:
@@ -268,7 +288,9 @@ class Governance:
         may = self._gateway.decides(principal, data["registry"], resource("models", data["model"]), "model:read")
         if not may.allowed:
             raise NotFound(message)
-        return events
+        if self._gateway.decides(principal, data["registry"], "audit", "audit:read").allowed:
+            return events
+        return [_public(event) for event in events]
 
     async def events(
         self, principal: Principal, filters: Mapping[str, Any], after: int, limit: int, address: str
@@ -278,9 +300,11 @@ class Governance:
         Raises:
             Denied: no row allows it.
         """
-        registry = next(iter(self._gateway.backends))
-        await self._open(principal, registry, "listEvents", Need("audit:read", "audit"), address)
-        events: list[tuple[int, Event]] = await self._journal.events(filters, after, limit)
+        names = list(self._gateway.backends)
+        readable = [name for name in names if self._gateway.decides(principal, name, "audit", "audit:read").allowed]
+        await self._open(principal, (readable or names)[0], "listEvents", Need("audit:read", "audit"), address)
+        scope = {} if len(readable) == len(names) else {"registry": readable}
+        events: list[tuple[int, Event]] = await self._journal.events({**filters, **scope}, after, limit)
         return events
 
     def environments(self, principal: Principal) -> list[tuple[str, Environment]]:
@@ -292,3 +316,10 @@ class Governance:
             for environment in self._environments.all
             if environment.registry in ("*", registry)
         ]
+
+
+def _public(event: Event) -> Event:
+    """Keep of a promotion's event what its readers need, not who may do what or from where they called."""
+    kept = ("phase", "operation", "outcome", "verdict", "before", "after", "version", "environment", "reason", "notes")
+    data = {name: event["data"][name] for name in (*kept, "registry", "model")}
+    return {**event, "data": {**data, "actor": {"subject": event["data"]["actor"]["subject"]}}}

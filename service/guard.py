@@ -22,6 +22,14 @@ from service.promotion.gate import Environment, Mark
 
 
 @dataclass(frozen=True, slots=True)
+class Retired:
+    """A change takes a mark of *environment* away; *ends* if nothing is live there afterwards."""
+
+    environment: Environment
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Carried:
     """A rename brings *version*'s marks into *environment* of the new name."""
 
@@ -63,24 +71,32 @@ class Guard:
             return found
         return None
 
-    async def retires(self, backend: Backend, change: Change | None) -> list[Environment]:
+    async def retires(self, backend: Backend, change: Change | None) -> list[Retired]:
         """List the environments whose mark a change takes away. Asks the registry what is marked now."""
         registry = backend.name
         if isinstance(change, AliasDelete):
             self._refuse_case_variant(registry, change.model, change.alias)
             found = self._marked(registry, change.model, "alias", change.alias)
-            return [found] if found else []
-        if isinstance(change, StageSet):
-            version = await backend.get_version(change.model, change.version)
-            found = self._marked(registry, change.model, "stage", version.stage)
-            return [found] if found and version.stage != change.stage else []
-        if isinstance(change, VersionDelete):
-            version = await backend.get_version(change.model, change.version)
-            return self._any(registry, change.model, version.aliases, (version.stage,))
+            return [Retired(found, ends=found.marks[0].value == change.alias)] if found else []
+        if not isinstance(change, StageSet | VersionDelete | ModelDelete | ModelRename):
+            return []
+        model = await backend.get_model(change.model)
         if isinstance(change, ModelDelete | ModelRename):
-            model = await backend.get_model(change.model)
-            return self._any(registry, change.model, tuple(model.aliases), tuple(model.stages))
-        return []
+            return [
+                Retired(item, ends=True)
+                for item in self._any(registry, change.model, tuple(model.aliases), tuple(model.stages))
+            ]
+        version = await backend.get_version(change.model, change.version)
+        if isinstance(change, StageSet):
+            found = self._marked(registry, change.model, "stage", version.stage)
+            if found is None or version.stage == change.stage:
+                return []
+            ends = found.marks[0].kind == "stage" and live_version(model, found) == change.version
+            return [Retired(found, ends)]
+        return [
+            Retired(item, ends=live_version(model, item) == change.version)
+            for item in self._any(registry, change.model, version.aliases, (version.stage,))
+        ]
 
     async def carries(self, backend: Backend, change: Change | None) -> list[Carried]:
         """List what a rename makes live under the new name."""

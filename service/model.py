@@ -346,6 +346,8 @@ class PromotionResult:
     after: str | None
     verdict: Verdict
     version: ModelVersion | None = None
+    effects: tuple[Any, ...] = ()
+    """What it means for the journal's own tables (`service.audit.Effect`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +486,7 @@ class Evidence:
     facts: Mapping[str, Any]
     source: str
     at: float
+    artifact_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,7 +504,7 @@ class Approval:
     expires: float | None
     rules_digest: str
     revoked: bool = False
-    review: str = ""
+    artifact_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,6 +519,8 @@ class LivePeriod:
     by: str
     operation: str
     reason: str
+    behind: tuple[str, ...] = ()
+    """The run and the logged model it was made from."""
 
 
 @dataclass(frozen=True, slots=True)

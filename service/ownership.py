@@ -46,7 +46,9 @@ class Ownership:
         Raises:
             NotFound: no such object. InvalidRequest: an artifact path that maps to no run or logged model.
         """
-        experiment_id = where.experiment_id if isinstance(where, OfExperiment) else await self._owner(backend, where)
+        experiment_id = (
+            where.experiment_id if isinstance(where, OfExperiment) else await self.experiment_of(backend, where)
+        )
         return resource("experiments", await self._name(backend, experiment_id))
 
     def forget_names(self, registry: str) -> None:
@@ -67,10 +69,11 @@ class Ownership:
 
         return (await self._names.find(key, fresh))[1]
 
-    async def _owner(self, backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> str:
+    async def experiment_of(self, backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> str:
+        """Return the identifier of the experiment that owns *where* (same errors as `resource_of`)."""
         if isinstance(where, OfArtifact):
-            experiment_id, inner = _parse(where.path)
-            owner = await self._owner(backend, inner)
+            experiment_id, inner = parse_artifact_path(where.path)
+            owner = await self.experiment_of(backend, inner)
             if owner != experiment_id:
                 message = "The artifact path names another experiment than its run or logged model has."
                 raise NotFound(message)
@@ -90,8 +93,12 @@ class Ownership:
         return await self._experiment_of.find((backend.name, model_id), of_model)
 
 
-def _parse(path: str) -> tuple[str, OfRun | OfLoggedModel]:
-    """Read ``{experiment}/{run}/artifacts/…`` or ``{experiment}/models/{model}/artifacts/…``."""
+def parse_artifact_path(path: str) -> tuple[str, OfRun | OfLoggedModel]:
+    """Read ``{experiment}/{run}/artifacts/…`` or ``{experiment}/models/{model}/artifacts/…``.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
     parts = path.split("/")
     if all(part not in ("", ".", "..") for part in parts[:-1]) and parts[-1] not in (".", ".."):
         if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] != "models":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from service.audit import Effect, MadeLive, Operation, Trail
+from service.audit import Effect, MadeLive, Operation, TakenDown, Trail
 from service.backend import Backend
-from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, Stale
+from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer
 from service.guard import live_version, marked_versions
 from service.model import LivePeriod, ModelVersion, Principal, PromotionResult, RegisteredModel
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
+from service.provenance import origin_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,23 @@ class Asked:
     if_match: str | None = None
 
 
+Retire = Callable[[Environment], Awaitable[None]]
+"""Raises Denied unless the caller may take down what marks this environment."""
+
+
 def etag(version: ModelVersion | None) -> str:
     """Name what is live, for If-Match (RFC 9110, section 8.8.3)."""
     text = "nothing" if version is None else f"{version.version}\n{version.binding}"
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """Which marks are written on which version, and the model as it was before."""
+
+    marks: list[Mark]
+    model: RegisteredModel
+    candidate: ModelVersion
 
 
 class Promoter:
@@ -44,9 +59,11 @@ class Promoter:
         self._trail = trail
 
     async def promote(
-        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation
+        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, retire: Retire
     ) -> PromotionResult:
         """Make ``asked.version`` live in *environment* if its gate is open.
+
+        *retire* is asked before another environment loses a mark to this promotion.
 
         Raises:
             NotFound: no such version. Stale: If-Match names something else than what is live.
@@ -67,18 +84,26 @@ class Promoter:
         verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
         operation.verdict = verdict
         marks = self._marks_to_write(backend.name, model, candidate, environment)
-        if asked.dry_run or (not marks and live == asked.version):
-            state = "evaluated" if asked.dry_run else "unchanged"
-            return PromotionResult(operation.id, state, asked.dry_run, live, live, verdict, candidate)
+        if asked.dry_run:
+            return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
+        if not marks and live == asked.version:
+            operation.after = {"version": live}
+            operation.notes.append("unchanged: it was live already")
+            await self._trail.observed(operation)
+            return PromotionResult(operation.id, "unchanged", asked.dry_run, live, live, verdict, candidate)
         if not verdict.allowed:
             message = (
                 f"The gate of {environment.name!r} is closed for version {asked.version} of {asked.model!r}; "
                 "nothing was written."
             )
             raise GateClosed(message, verdict)
-        operation.after = {"version": asked.version}
+        if any(mark.kind == "stage" for mark in marks):
+            for other in self._staged(backend.name, candidate, environment):
+                if self._later(other, environment):
+                    await retire(other)
+        operation.environment, operation.after = environment.name, {"version": asked.version}
         await self._trail.intent(operation)
-        return await self._write(backend, environment, asked, operation, marks, live)
+        return await self._write(backend, environment, asked, operation, Marking(marks, model, candidate))
 
     async def judge_carried(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation
@@ -102,36 +127,41 @@ class Promoter:
             return None
         return candidate if live == candidate.version else await backend.get_version(candidate.model, live)
 
+    def _staged(self, registry: str, candidate: ModelVersion, environment: Environment) -> list[Environment]:
+        """List the other environments that the candidate's present stage marks."""
+        return [
+            other
+            for other in self._environments.of(registry, candidate.model)
+            if other.name != environment.name and other.marked_by("stage", candidate.stage)
+        ]
+
+    def _later(self, one: Environment, other: Environment) -> bool:
+        """Tell whether *one* stands after *other* in the file, which lists environments on the way to production."""
+        return self._environments.all.index(one) > self._environments.all.index(other)
+
     def _marks_to_write(
         self, registry: str, model: RegisteredModel, candidate: ModelVersion, environment: Environment
     ) -> list[Mark]:
         """List the marks that are not on the candidate yet.
 
-        A version has one stage: one that marks another environment where the version is live stays.
+        A version has one stage: the one of a later environment in which it is live stays.
         """
         keeps_stage = any(
-            other.name != environment.name
-            and other.marked_by("stage", candidate.stage)
-            and live_version(model, other) == candidate.version
-            for other in self._environments.of(registry, candidate.model)
+            self._later(other, environment) and live_version(model, other) == candidate.version
+            for other in self._staged(registry, candidate, environment)
         )
         return [
             mark
             for mark in environment.marks
-            if marked_versions(model, mark)[-1:] != (candidate.version,) and not (mark.kind == "stage" and keeps_stage)
+            if marked_versions(model, mark) != (candidate.version,) and not (mark.kind == "stage" and keeps_stage)
         ]
 
     async def _write(
-        self,
-        backend: Backend,
-        environment: Environment,
-        asked: Asked,
-        operation: Operation,
-        marks: list[Mark],
-        live: str | None,
+        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
     ) -> PromotionResult:
+        live = live_version(marking.model, environment)
         try:
-            await self._write_marks(backend, asked, marks, live, operation)
+            await self._write_marks(backend, asked, marking, operation)
             model, version = await asyncio.gather(
                 backend.get_model(asked.model), backend.get_version(asked.model, asked.version)
             )
@@ -139,68 +169,136 @@ class Promoter:
             if found != asked.version:
                 message = f"After the write {found!r} is live; something else writes beside the gateway."
                 raise Conflict(message, operation=operation.id)
-        except OutcomeUnknown as error:
-            operation.detail = error.detail
-            await self._trail.outcome(operation, "unknown")
-            error.operation = operation.id
-            raise
+            effects = await self._effects(backend, environment, version, model, marking, operation)
         except GatewayError as error:
+            # a read that failed after the write leaves the outcome as unknown as a lost answer does
+            unknown = isinstance(error, OutcomeUnknown | RegistryUnavailable)
             operation.detail = error.detail
-            await self._trail.outcome(operation, "failed")
+            await self._trail.outcome(operation, "unknown" if unknown else "failed")
             error.operation = operation.id
+            if unknown and not isinstance(error, OutcomeUnknown):
+                raise OutcomeUnknown(error.detail, operation=operation.id) from error
             raise
-        await self._trail.outcome(operation, "succeeded", [self._made_live(backend, environment, version, operation)])
-        verdict = operation.verdict
-        assert verdict is not None  # promote() set it
+        await self._trail.outcome(operation, "succeeded", effects)
+        assert operation.verdict is not None  # promote() set it
         return PromotionResult(
-            operation.id, "succeeded", dry_run=False, before=live, after=asked.version, verdict=verdict, version=version
+            id=operation.id,
+            state="succeeded",
+            dry_run=False,
+            before=live,
+            after=asked.version,
+            verdict=operation.verdict,
+            version=version,
+            effects=tuple(effects),
         )
 
-    async def _write_marks(
-        self, backend: Backend, asked: Asked, marks: list[Mark], live: str | None, operation: Operation
-    ) -> None:
+    async def _write_marks(self, backend: Backend, asked: Asked, marking: Marking, operation: Operation) -> None:
         written: list[Mark] = []
-        for mark in marks:
+        for mark in marking.marks:
             try:
-                if mark.kind == "alias":
-                    await backend.set_alias(asked.model, mark.value, asked.version)
-                else:
-                    await backend.set_stage(asked.model, asked.version, mark.value)
+                await write_mark(backend, asked.model, mark, asked.version)
             except OutcomeUnknown:
                 raise
-            except GatewayError:
-                await self._restore(backend, asked.model, written, live, operation)
+            except GatewayError as error:
+                if written:
+                    await self._restore(backend, marking, written, operation, error)
                 raise
             written.append(mark)
 
     @staticmethod
     async def _restore(
-        backend: Backend, model: str, written: list[Mark], live: str | None, operation: Operation
+        backend: Backend, marking: Marking, written: list[Mark], operation: Operation, cause: GatewayError
     ) -> None:
-        """Take written aliases back, so that an environment's marks move together or not at all."""
+        """Take written aliases back, so that an environment's marks move together or not at all.
+
+        Raises:
+            OutcomeUnknown: they could not be taken back; the reconciler looks at it.
+        """
         for mark in written:
             if mark.kind != "alias":
                 continue
-            if live is None:
-                await backend.delete_alias(model, mark.value)
-            else:
-                await backend.set_alias(model, mark.value, live)
-            operation.notes.append(f"compensated: the alias {mark.value} is on {live or 'nothing'} again")
+            before = marking.model.aliases.get(mark.value)
+            try:
+                if before is None:
+                    await backend.delete_alias(marking.model.name, mark.value)
+                else:
+                    await backend.set_alias(marking.model.name, mark.value, before)
+            except GatewayError as error:
+                message = f"The alias {mark.value} was written, another mark was not, and it could not be taken back."
+                raise OutcomeUnknown(message) from error
+            operation.notes.append(f"compensated: the alias {mark.value} is on {before or 'nothing'} again")
+        operation.notes.append(f"because: {cause.detail}")
 
-    def _made_live(
-        self, backend: Backend, environment: Environment, version: ModelVersion, operation: Operation
-    ) -> Effect:
-        return MadeLive(
-            backend.name,
-            version.model,
-            LivePeriod(
-                environment=environment.name,
-                version=version.version,
-                binding=version.binding,
-                since=self._trail.now(),
-                until=None,
-                by=operation.principal.subject,
-                operation=operation.id,
-                reason=operation.reason,
-            ),
+    async def _effects(
+        self,
+        backend: Backend,
+        environment: Environment,
+        version: ModelVersion,
+        model: RegisteredModel,
+        marking: Marking,
+        operation: Operation,
+    ) -> list[Effect]:
+        effects: list[Effect] = [await self.made_live(backend, environment, version, operation)]
+        ended = tuple(
+            other.name
+            for other in self._staged(backend.name, marking.candidate, environment)
+            if live_version(marking.model, other) == version.version and live_version(model, other) is None
         )
+        if ended:
+            effects.append(TakenDown(backend.name, version.model, ended, self._trail.now()))
+        return effects
+
+    async def made_live(
+        self, backend: Backend, environment: Environment, version: ModelVersion, operation: Operation
+    ) -> MadeLive:
+        """Say for the journal that *version* is live in *environment* from now on."""
+        return await made_live(
+            backend,
+            environment,
+            version,
+            since=self._trail.now(),
+            by=operation.principal.subject,
+            operation=operation.id,
+            reason=operation.reason,
+        )
+
+
+async def made_live(
+    backend: Backend,
+    environment: Environment,
+    version: ModelVersion,
+    *,
+    since: float,
+    by: str,
+    operation: str,
+    reason: str,
+) -> MadeLive:
+    """Say for the journal that *version* is live in *environment*, and what stands behind it."""
+    try:
+        origin = await origin_of(backend, version.source)
+        behind = {origin.run_id, origin.model_id, version.run_id}
+    except GatewayError:
+        behind = {version.run_id}
+    return MadeLive(
+        backend.name,
+        version.model,
+        LivePeriod(
+            environment=environment.name,
+            version=version.version,
+            binding=version.binding,
+            since=since,
+            until=None,
+            by=by,
+            operation=operation,
+            reason=reason,
+            behind=tuple(sorted(item for item in behind if item)),
+        ),
+    )
+
+
+async def write_mark(backend: Backend, model: str, mark: Mark, version: str) -> None:
+    """Put one mark on *version*. Idempotent."""
+    if mark.kind == "alias":
+        await backend.set_alias(model, mark.value, version)
+    else:
+        await backend.set_stage(model, version, mark.value)

@@ -11,16 +11,19 @@ from typing import Any
 
 import structlog
 
-from service.audit import Effect, MadeLive, OpenOperation, Registered, Renamed, TakenDown
+from service.audit import Effect, OpenOperation, Registered, Renamed, TakenDown
 from service.backend import Backend
 from service.errors import GatewayError, NotFound
 from service.gateway import Gateway
-from service.guard import live_version
-from service.model import Creation, LivePeriod
+from service.guard import live_version, marked_versions
+from service.model import Creation
+from service.promoter import made_live, write_mark
 from service.promotion.environments import Environments
 
 SETTLE_SECONDS = 10.0
-"""How old an operation must be before not finding its effect means that it was not done."""
+"""How long after the registry's deadline (after a restart: after the start) a write that is not there was not done."""
+UNPROVEN_SECONDS = 60.0
+"""After this an operation that cannot be proved ends as ``unknown``."""
 _PACE_SECONDS = 2.0
 _CLOCK_SKEW_MS = 2_000
 _log = structlog.get_logger()
@@ -31,9 +34,11 @@ Proof = tuple[bool | None, str, list[Effect]]
 class Reconciler:
     """Settles operations that a crash, a lost answer or a failing journal left without an outcome."""
 
-    def __init__(self, gateway: Gateway, environments: Environments) -> None:
-        """Read through *gateway*'s backends and write to its trail."""
+    def __init__(self, gateway: Gateway, environments: Environments, deadlines: Mapping[str, float]) -> None:
+        """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds."""
         self._gateway = gateway
+        self._deadlines = deadlines
+        self._started = gateway.trail.now()
         self._environments = environments
         self._task: asyncio.Task[None] | None = None
 
@@ -73,16 +78,38 @@ class Reconciler:
         return left
 
     async def _settle(self, found: OpenOperation) -> bool:
+        """Read back under the model's lock; True if the operation has its terminal outcome now."""
         backend = self._gateway.backends.get(found.registry)
         if backend is None:
             return False
-        done, seen, effects = await self._prove(backend, found)
-        old = self._gateway.trail.now() - found.at >= SETTLE_SECONDS
-        if done is None or (not done and not old):
-            return False
-        outcome = "succeeded" if done else "failed"
-        await self._gateway.trail.reconciled(found, outcome, seen, effects if done else [])
+        change = found.change or {}
+        names = tuple(name for name in (change.get("model"), change.get("new_name")) if name)
+        async with self._gateway.lock(found.registry, names or (found.operation,)):
+            try:
+                done, seen, effects = await self._prove(backend, found)
+            except NotFound as error:  # what it was about is gone
+                done, seen, effects = change.get("kind", "").endswith("Delete"), f"read back: {error.detail}", []
+            if done is None:
+                outcome = "unknown" if self._age(found) >= UNPROVEN_SECONDS else None
+            elif done:
+                outcome = "succeeded"
+            else:
+                outcome = "failed" if self._is_late(found) else None
+            if outcome is None:
+                return False
+            effects = effects if done else []
+            await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
+            self._gateway.apply(effects)
         return True
+
+    def _age(self, found: OpenOperation) -> float:
+        return self._gateway.trail.now() - found.at
+
+    def _is_late(self, found: OpenOperation) -> bool:
+        """Tell whether the registry would have done it by now: it may act until long after a lost answer."""
+        if found.state == "open" and found.at < self._started:
+            return self._gateway.trail.now() - self._started >= SETTLE_SECONDS
+        return self._age(found) >= self._deadlines.get(found.registry, 0.0) + SETTLE_SECONDS
 
     async def _prove(self, backend: Backend, found: OpenOperation) -> Proof:
         change = found.change
@@ -108,20 +135,26 @@ class Reconciler:
         live = live_version(model, environment)
         if live != change["version"]:
             return False, f"read back: {live or 'nothing'} is live in {name}", []
+        seen = f"read back: version {live} is live in {name}"
+        for mark in environment.marks:  # the gate was open, so the promotion is completed
+            if live not in marked_versions(model, mark):
+                await write_mark(backend, change["model"], mark, change["version"])
+                seen += f"; the {mark.kind} {mark.value} was missing and is written"
+        periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
+        if any(item.environment == name and item.since > found.at for item in periods):
+            return True, f"{seen}, by a later promotion", []
         version = await backend.get_version(change["model"], change["version"])
         data = found.intent["data"]
-        period = LivePeriod(
-            environment=name,
-            version=version.version,
-            binding=version.binding,
+        effect = await made_live(
+            backend,
+            environment,
+            version,
             since=found.at,
-            until=None,
             by=data["actor"]["subject"],
             operation=found.operation,
             reason=data["reason"],
         )
-        effects: list[Effect] = [MadeLive(backend.name, version.model, period)]
-        return True, f"read back: version {live} is live in {name}", effects
+        return True, seen, [effect]
 
     async def _prove_model(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
         kind, name = change["kind"], change["model"]

@@ -99,7 +99,7 @@ def _read_token(text: str, wanted: int) -> tuple[str, int, int]:
         not isinstance(fields, list)
         or len(fields) != _TOKEN_FIELDS
         or not isinstance(fields[0], str)
-        or not all(isinstance(number, int) and 0 <= number <= 1_000_000 for number in fields[1:])
+        or not all(type(number) is int and 0 <= number <= 1_000_000 for number in fields[1:])
     ):
         message = "The page token is not one of this gateway's."
         raise InvalidRequest(message)

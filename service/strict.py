@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 from service.errors import InvalidRequest
 
 MAX_DEPTH = 64
+MAX_NAME_CHARACTERS = 1_000
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
@@ -121,6 +122,9 @@ def check_text(text: str, what: str) -> str:
     """Return *text* if it can name something that exists: not empty and without control characters."""
     if not text:
         message = f"The {what} is missing."
+        raise InvalidRequest(message)
+    if len(text) > MAX_NAME_CHARACTERS:
+        message = f"The {what} has more than {MAX_NAME_CHARACTERS} characters."
         raise InvalidRequest(message)
     for character in text:
         if unicodedata.category(character) in _FORBIDDEN:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from urllib.parse import unquote_to_bytes
 
 import structlog
 
@@ -29,9 +30,9 @@ from service.asgi import (
     respond,
 )
 from service.audit import Operation, Trail
-from service.errors import GatewayError, InvalidRequest, Unauthenticated
+from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unauthenticated
 from service.model import Call, Principal
-from service.strict import parse_json
+from service.strict import has_control, parse_json
 
 MAX_BODY_BYTES = 1 << 20
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -108,7 +109,7 @@ class Front:
             raise InvalidRequest(message)
         if scope["method"] not in _METHODS:
             message = f"The method {scope['method'][:20]!r} is not served."
-            raise InvalidRequest(message)
+            raise MethodNotAllowed(message)
         if header(scope, "transfer-encoding") is not None and header(scope, "content-length") is not None:
             message = "Send Content-Length or Transfer-Encoding, not both."
             raise InvalidRequest(message)
@@ -156,7 +157,10 @@ class Front:
         operation = _operation(scope, state.get("principal", _NOBODY), "request:refuse", self._trail.now())
         operation.name = state.get("call_name", "")
         operation.status = status
-        await self._trail.refused(operation, "rejected")
+        if state.get("telemetry"):
+            self._trail.refused_later(operation, "rejected")
+        else:
+            await self._trail.refused(operation, "rejected")
 
 
 class _Reply:
@@ -196,7 +200,11 @@ def _path_problem(path: str) -> str | None:
         return "holds an encoded letter, digit, dot, dash or underscore"
     if any(part in (".", "..") for part in path.split("/")):
         return "holds . or .. as a segment"
-    return None
+    try:
+        decoded = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return "is not UTF-8"
+    return "holds a control or format character" if has_control(decoded) else None
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, delete, get, post
-from litestar.exceptions import ValidationException
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter, QueryParameter
 
@@ -35,6 +35,7 @@ When = Annotated[datetime | None, QueryParameter(description="ISO 8601.")]
 Text = Annotated[str | None, QueryParameter(max_length=500)]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 _MAX_FACTS_BYTES = 8192
+_LAST_SECOND = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 _BASE = "/v1/registries/{registry:str}/models/{model:str}"
 
 
@@ -46,7 +47,12 @@ class VersionController(Controller):
 
     @get(operation_id="getVersion", opt={"action": "version:read"})
     async def version(
-        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
+        self,
+        request: Request[Any, Any, Any],
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
+        version: Version,
     ) -> s.VersionBody:
         """Get a version with the facts rules see, its evidence and its approvals."""
         facts, evidence, approvals = await governance.version(
@@ -86,7 +92,12 @@ class VersionController(Controller):
 
     @get("/evidence", operation_id="listEvidence", opt={"action": "version:read"})
     async def list_evidence(
-        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
+        self,
+        request: Request[Any, Any, Any],
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
+        version: Version,
     ) -> s.EvidencesBody:
         """List the evidence about a version, oldest first."""
         found = await governance.evidence(*_caller(request), registry, model, version, client_address(request.scope))
@@ -103,11 +114,15 @@ class VersionController(Controller):
         data: JSONBody[s.ApprovalRequest],
     ) -> s.ApprovalBody:
         """Approve or reject a version for an environment, under its present rules."""
+        expires = _seconds(data.expires)
+        if expires is not None and expires <= time.time():
+            message = "expires is in the past."
+            raise InvalidRequest(message)
         signed = {
             "environment": data.environment,
             "decision": data.decision,
             "reason": data.reason,
-            "expires": _seconds(data.expires),
+            "expires": expires,
         }
         return _approval(
             await governance.approve(*_caller(request), registry, model, version, signed, client_address(request.scope))
@@ -115,7 +130,12 @@ class VersionController(Controller):
 
     @get("/approvals", operation_id="listApprovals", opt={"action": "version:read"})
     async def list_approvals(
-        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], version: Version
+        self,
+        request: Request[Any, Any, Any],
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
+        version: Version,
     ) -> s.ApprovalsBody:
         """List the approvals of a version, oldest first."""
         found = await governance.approvals(*_caller(request), registry, model, version, client_address(request.scope))
@@ -143,10 +163,15 @@ class EnvironmentController(Controller):
 
     @get(operation_id="getEnvironment", opt={"action": "model:read"})
     async def live(
-        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], environment: FromPath[str]
+        self,
+        request: Request[Any, Any, Any],
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
+        environment: FromPath[str],
     ) -> Response[s.LiveBody]:
         """Get what is live in an environment. The ETag is for If-Match on a promotion."""
-        version, period, mlmodel, etag = await governance.live(
+        version, period, mlmodel, digest, etag = await governance.live(
             *_caller(request), registry, model, environment, client_address(request.scope)
         )
         flavors = (mlmodel or {}).get("flavors")
@@ -157,14 +182,19 @@ class EnvironmentController(Controller):
             promotion=period.operation if period else None,
             by=period.by if period else None,
             artifact_uri=version.source,
-            artifact_digest=None,
+            artifact_digest=digest,
             flavors=sorted(flavors) if isinstance(flavors, dict) else [],
         )
         return Response(body, headers={"ETag": etag})
 
     @get("/history", operation_id="getHistory", opt={"action": "model:read"})
     async def history(
-        self, request: Request[Any, Any, Any], governance: NamedDependency[Governance], registry: FromPath[str], model: FromPath[str], environment: FromPath[str]
+        self,
+        request: Request[Any, Any, Any],
+        governance: NamedDependency[Governance],
+        registry: FromPath[str],
+        model: FromPath[str],
+        environment: FromPath[str],
     ) -> s.HistoryBody:
         """List what was live in an environment by record, newest first."""
         found = await governance.history(*_caller(request), registry, model, environment, client_address(request.scope))
@@ -228,7 +258,9 @@ async def list_registries(gateway: NamedDependency[Gateway]) -> s.RegistriesBody
 
 
 @get("/v1/environments", operation_id="listEnvironments", opt={"action": "none"}, tags=["environments"])
-async def list_environments(request: Request[Any, Any, Any], governance: NamedDependency[Governance]) -> s.EnvironmentsBody:
+async def list_environments(
+    request: Request[Any, Any, Any], governance: NamedDependency[Governance]
+) -> s.EnvironmentsBody:
     """List the environments, their marks and their rules."""
     return s.EnvironmentsBody(
         [
@@ -376,7 +408,10 @@ def _seconds(moment: datetime | None) -> float | None:
     if moment is None:
         return None
     try:
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (OverflowError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= _LAST_SECOND:
         message = "The time is out of range."
-        raise ValidationException(message) from None
+        raise InvalidRequest(message)
+    return seconds

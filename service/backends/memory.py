@@ -12,11 +12,13 @@ import re
 import time
 import uuid
 from typing import Any
+from urllib.parse import quote, unquote
 
 from service.errors import RegistryRefused
 from service.model import Answer, Request
 
 _NAME_FILTER = re.compile(r"""^\s*name\s*=\s*(['"])(.*)\1\s*$""")
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 Document = dict[str, Any]
 
 
@@ -42,6 +44,8 @@ class MemoryTransport:
             return Answer.of({})
         if name == "downloadArtifact":
             return self._download(request)
+        if request.rpc == "MlflowArtifactsService.listArtifacts":
+            return Answer.of({"files": self._list_artifacts(request.message["path"])})
         rpc = getattr(self, f"_{name}", None)
         if rpc is None:
             raise RegistryRefused(f"{name} is not kept in memory", status=404, error_code="ENDPOINT_NOT_FOUND")
@@ -66,6 +70,13 @@ class MemoryTransport:
             yield raw
 
         return Answer(200, b"", "application/octet-stream", stream=stream())
+
+    def _list_artifacts(self, folder: str) -> list[Document]:
+        prefix = f"{_ARTIFACTS}/{quote(folder, safe='/')}/"
+        below = {path.removeprefix(prefix): raw for path, raw in self.artifacts.items() if path.startswith(prefix)}
+        folders = {path.partition("/")[0] for path in below if "/" in path}
+        files = [{"path": unquote(path), "file_size": len(raw)} for path, raw in below.items() if "/" not in path]
+        return [*({"path": unquote(name), "is_dir": True} for name in sorted(folders)), *files]
 
     # registered models
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import yaml
 
-from service.errors import NotFound, RegistryRefused
+from service.errors import InvalidRequest, NotFound, RegistryRefused
+from service.files import check_yaml
 from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
 
 _API = "/api/2.0/mlflow"
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _REGISTRY = "ModelRegistryService"
 _TRACKING = "MlflowService"
-_MAX_MLMODEL_BYTES = 4 << 20
+_MAX_MLMODEL_BYTES = 1 << 20
+_MODEL_ID = re.compile(r"m-[A-Za-z0-9]{1,64}")
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
 
 
@@ -130,7 +135,7 @@ class MlflowBackend:
         """Get a logged model."""
         native = (
             await self._send(
-                Request(f"{_TRACKING}.getLoggedModel", "GET", f"{_API}/logged-models/{model_id}"),
+                Request(f"{_TRACKING}.getLoggedModel", "GET", f"{_API}/logged-models/{_checked(model_id)}"),
                 writes=False,
             )
         )["model"]["info"]
@@ -155,6 +160,31 @@ class MlflowBackend:
         )
         return await asyncio.to_thread(_parse_mlmodel, raw) if raw else None
 
+    async def list_files(self, path: str, limit: int) -> list[tuple[str, int]] | None:
+        """List the files below *path* with their sizes; None if there are more than *limit*."""
+        found: list[tuple[str, int]] = []
+        folders = [path.rstrip("/")]
+        while folders:
+            folder = folders.pop()
+            request = Request("MlflowArtifactsService.listArtifacts", "GET", f"{_ARTIFACTS}", {"path": folder})
+            for item in (await self._send(request, writes=False)).get("files", ()):
+                inner = f"{folder}/{item['path']}"
+                if item.get("is_dir"):
+                    folders.append(inner)
+                else:
+                    found.append((inner, int(item.get("file_size", 0))))
+            if len(found) + len(folders) > limit:
+                return None
+        return found
+
+    async def read_file(self, path: str) -> AsyncIterator[bytes]:
+        """Stream a file below the artifact root."""
+        request = Request("MlflowArtifactsService.downloadArtifact", "GET", f"{_ARTIFACTS}/{quote(path, safe='/')}")
+        answer = await self._transport.send(request, writes=False)
+        if answer.stream is not None:
+            async for part in answer.stream:
+                yield part
+
     async def ping(self) -> None:
         """Return if the registry answers a real query."""
         await self._get(_TRACKING, "searchExperiments", "experiments/search", method="POST", max_results=1)
@@ -178,8 +208,16 @@ class MlflowBackend:
             raise
 
 
+def _checked(model_id: str) -> str:
+    if not _MODEL_ID.fullmatch(model_id):  # it stands in a path
+        message = f"The logged model {model_id[:60]!r} is not m- and letters or digits."
+        raise InvalidRequest(message)
+    return model_id
+
+
 def _parse_mlmodel(raw: bytes) -> dict[str, Any] | None:
     try:
+        check_yaml(raw)
         document = yaml.load(raw, Loader=yaml.CSafeLoader)  # CSafeLoader is the safe one, in C
     except (yaml.YAMLError, ValueError, RecursionError):
         return None

@@ -23,7 +23,7 @@ from service.asgi import (
     stream_body,
 )
 from service.dialects.mlflow import Match, MlflowDialect, render_error, render_promotion
-from service.errors import GatewayError, InvalidRequest, UnknownRoute
+from service.errors import GatewayError, InvalidRequest, UnknownRoute, UnsupportedMediaType
 from service.model import Answer, Call, Record
 
 _LARGE = 64 << 10
@@ -81,6 +81,7 @@ class MlflowEndpoint:
             return
         match = self._dialect.match(scope["method"], path)
         scope["state"]["reads"] = match.row.record is Record.NONE
+        scope["state"]["telemetry"] = match.row.record is Record.SUMMED
         scope["state"]["call_name"] = match.rpc.name
         self._check_workspace(scope, registry)
         call, dropped = await self._read(scope, receive, match, registry)
@@ -121,6 +122,9 @@ class MlflowEndpoint:
             call, dropped = build(*arguments)
         call = dataclasses.replace(call, address=client_address(scope), trace=scope["state"].get("trace", ""))
         if match.streams and call.request is not None:
+            if (header(scope, "content-encoding") or "identity").lower() != "identity":
+                message = "Send the artifact without Content-Encoding."
+                raise UnsupportedMediaType(message)
             headers = {
                 name: value for name in ("content-type", "content-length") if (value := header(scope, name)) is not None
             }

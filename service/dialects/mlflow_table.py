@@ -142,6 +142,7 @@ def source_needs(source: str) -> tuple[Need, ...]:
         no_traversal(path)
         return (Need("artifact:read", OfRun(check_text(run_id, "run of the source"))),)
     if scheme == "mlflow-artifacts" and not rest.startswith("//"):
+        no_traversal(rest)
         return (Need("artifact:read", OfArtifact(rest.lstrip("/"))),)
     no_traversal(rest)
     return (Need("version:create", OutsideSource(source)),)
@@ -170,12 +171,26 @@ def _transition(message: Message) -> tuple[Need, ...]:
     return (Need("stage:set", resource("models", text(message, "name"), "stages", _stage(message))),)
 
 
+IS_PROMPT = "mlflow.prompt.is_prompt"
+
+
 def _model_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
-    return lambda message: (Need(action, resource("models", text(message, "name"), "tags", text(message, "key"))),)
+    def needs(message: Message) -> tuple[Need, ...]:
+        _refuse_prompt_tag(message)
+        return (Need(action, resource("models", text(message, "name"), "tags", text(message, "key"))),)
+
+    return needs
+
+
+def _refuse_prompt_tag(message: Message) -> None:
+    if str(message.get("key", "")).lower() == IS_PROMPT:
+        problem = f"The tag {IS_PROMPT} says whether it is a model or a prompt; it is set when it is created only."
+        raise InvalidRequest(problem)
 
 
 def _version_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
+        _refuse_prompt_tag(message)
         _version(message)
         return (Need(action, resource("models", text(message, "name"), "versions", "tags", text(message, "key"))),)
 
@@ -218,7 +233,7 @@ def _create_experiment(message: Message) -> tuple[Need, ...]:
     name = text(message, "name")
     needs = [Need("experiment:create", resource("experiments", name))]
     if message.get("artifact_location"):
-        needs.append(Need("experiment:create", resource("experiments", name, "artifact_location")))
+        needs.append(Need("experiment:create", resource("locations", name)))
     return tuple(needs)
 
 

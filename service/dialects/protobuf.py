@@ -142,7 +142,7 @@ def canonical(clean: Mapping[str, Any], rpc: Rpc) -> dict[str, Any]:
     try:
         message = json_format.ParseDict(dict(clean), rpc.request())
     except json_format.ParseError as error:
-        text = f"The request does not fit {rpc.name}: {error}."
+        text = f"The request does not fit {rpc.name}: {str(error)[:200]}."
         raise InvalidRequest(text) from None
     return _document_of(message)
 
@@ -230,7 +230,11 @@ def _float_of(value: float | str, at: str) -> Any:
             return value
         message = f"The field {at!r} must be a number."
         raise InvalidRequest(message)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        message = f"The field {at!r} is out of range."
+        raise InvalidRequest(message) from None
 
 
 def _document_of(message: Message) -> dict[str, Any]:

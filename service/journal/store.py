@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Select, event, insert, select, update
+from sqlalchemy import Connection, Select, delete, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -30,6 +30,7 @@ from service.audit import (
     Settled,
     Signed,
     TakenDown,
+    Withdrawn,
     canonical_json,
 )
 from service.errors import JournalUnavailable
@@ -191,6 +192,8 @@ class SqlJournal:
                 query = query.where(t.events.c.time >= value)
             elif name == "until":
                 query = query.where(t.events.c.time < value)
+            elif isinstance(value, list):
+                query = query.where(t.events.c[name].in_(value))
             else:
                 query = query.where(t.events.c[name] == value)
         rows = await self._rows(query.order_by(t.events.c.sequence).limit(limit))
@@ -264,12 +267,26 @@ class SqlJournal:
         rows = await self._rows(
             select(t.periods).where(c.registry == registry, c.model == model).order_by(c.since, c.id)
         )
-        return [
-            LivePeriod(
-                row.environment, row.version, row.binding, row.since, row.until, row.by, row.operation, row.reason
-            )
-            for row in rows
-        ]
+        return [_period(row) for row in rows]
+
+    async def live(self) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live everywhere by record: registry, model, period."""
+        rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
+        return [(row.registry, row.model, _period(row)) for row in rows]
+
+
+def _period(row: Any) -> LivePeriod:
+    return LivePeriod(
+        row.environment,
+        row.version,
+        row.binding,
+        row.since,
+        row.until,
+        row.by,
+        row.operation,
+        row.reason,
+        tuple(row.behind),
+    )
 
 
 def _engine(url: str, deadline_seconds: float) -> AsyncEngine:
@@ -360,6 +377,8 @@ def _apply(connection: Connection, effect: Effect) -> None:
             _insert_body(connection, t.evidence, effect, effect.evidence)
         case Signed():
             _insert_body(connection, t.approvals, effect, effect.approval)
+        case Withdrawn():
+            connection.execute(delete(t.evidence).where(t.evidence.c.id == effect.evidence_id))
         case Revoked():
             connection.execute(
                 update(t.approvals).where(t.approvals.c.id == effect.approval_id).values(revoked_at=effect.at)

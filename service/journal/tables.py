@@ -69,6 +69,7 @@ periods = Table(
     Column("by", String(300), nullable=False),
     Column("operation", String(64), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("behind", JSON, nullable=False),
     Index("periods_model", "registry", "model", "environment"),
 )
 

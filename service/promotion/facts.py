@@ -63,6 +63,7 @@ _SOURCES = {
 }
 
 LANGUAGE = Environment(SCHEMA)
+_MAX_SIGNATURE_CHARACTERS = 256 << 10
 
 
 def sources_of(paths: Iterable[Path], side: str) -> frozenset[Source]:
@@ -192,7 +193,7 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
     if facts.mlmodel is not None:
         document["signature"] = _signature(facts.mlmodel.get("signature"))
         flavors = facts.mlmodel.get("flavors")
-        document["flavors"] = sorted(str(name) for name in flavors) if isinstance(flavors, dict) else []
+        document["flavors"] = sorted(str(name)[:100] for name in flavors) if isinstance(flavors, dict) else []
     if facts.creation is not None:
         document["created_by"] = facts.creation.by
     for period in facts.periods:
@@ -202,9 +203,11 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
 
 
 def _signature(signature: Any) -> dict[str, str] | None:
-    if not isinstance(signature, dict) or not signature.get("inputs"):
+    if not isinstance(signature, dict):
         return None
-    return {key: str(signature.get(key) or "") for key in ("inputs", "outputs", "params")}
+    texts = {key: signature.get(key) or "" for key in ("inputs", "outputs", "params")}
+    known = all(isinstance(text, str) and len(text) <= _MAX_SIGNATURE_CHARACTERS for text in texts.values())
+    return texts if known and texts["inputs"] else None
 
 
 def _time(seconds: float) -> datetime:

@@ -190,7 +190,10 @@ async def test_what_is_live_cannot_be_taken_down_without_the_right(running):
         assert (await promote(client, version)).status == 200
         policy = it.application.configuration.path("policy.csv")
         rows = (it.application.configuration.path(it.application.configuration.settings.access.rows)).read_text()
-        policy.write_text(rows + "p, role:scientist, *, models/*, *, allow\np, role:scientist, *, models/*, environment:retire, deny\n")
+        policy.write_text(
+            rows
+            + "p, role:scientist, *, models/*, *, allow\np, role:scientist, *, models/*, environment:retire, deny\n"
+        )
         scientist = client.be("user:scientist")
         ways = [
             ("DELETE", "registered-models/alias", {"name": "iris", "alias": "champion"}),

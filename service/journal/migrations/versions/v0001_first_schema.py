@@ -96,6 +96,7 @@ def upgrade() -> None:
         sa.Column("by", sa.String(length=300), nullable=False),
         sa.Column("operation", sa.String(length=64), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("behind", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("periods_model", "periods", ["registry", "model", "environment"], unique=False)

@@ -1,0 +1,104 @@
+"""Seals what stands behind a live version: its run, its logged model and its files cannot be rewritten.
+
+Kept in memory, so that telemetry never waits for the journal; read from the journal once at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from service.backend import Backend
+from service.errors import Conflict, GatewayError
+from service.model import Call, LivePeriod, OfArtifact, OfExperiment, OfLoggedModel, OfRun
+from service.ownership import Ownership, parse_artifact_path
+
+_WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
+_UNJUDGED = frozenset({"updateRun"})
+"""Ending a run changes nothing that a rule judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A live version of an environment with rules, and what stands behind it."""
+
+    registry: str
+    model: str
+    environment: str
+    version: str
+    behind: frozenset[str]
+    """Identifiers of runs and logged models."""
+
+
+class Seals:
+    """The seals of this moment."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        """Find the experiments of sealed runs through *ownership*."""
+        self._ownership = ownership
+        self._seals: dict[tuple[str, str, str], Seal] = {}
+
+    def load(self, live: Iterable[tuple[str, str, LivePeriod]], guarded: Mapping[str, bool]) -> None:
+        """Begin with what is *live* by record; *guarded* says which environments have rules."""
+        for registry, model, period in live:
+            if guarded.get(period.environment):
+                self.add(registry, model, period)
+
+    def add(self, registry: str, model: str, period: LivePeriod) -> None:
+        """Seal what stands behind a version that became live; what was live there before is free."""
+        seal = Seal(registry, model, period.environment, period.version, frozenset(period.behind))
+        self._seals[registry, model, period.environment] = seal
+
+    def drop(self, registry: str, model: str, environments: Iterable[str]) -> None:
+        """Break the seals of *environments* (none: of the whole model)."""
+        names = set(environments)
+        for key in [key for key in self._seals if key[:2] == (registry, model) and (not names or key[2] in names)]:
+            del self._seals[key]
+
+    def rename(self, registry: str, model: str, new_name: str) -> None:
+        """Let the seals follow a model."""
+        for key in [key for key in self._seals if key[:2] == (registry, model)]:
+            seal = self._seals.pop(key)
+            self._seals[registry, new_name, key[2]] = Seal(
+                registry, new_name, seal.environment, seal.version, seal.behind
+            )
+
+    async def check(self, backend: Backend, call: Call) -> None:
+        """Refuse a write to what is sealed.
+
+        Raises:
+            Conflict: it stands behind a live version, which is named. Nothing was forwarded.
+        """
+        if not self._seals or call.name in _UNJUDGED:
+            return
+        for need in call.needs:
+            if need.action in _WRITES and isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact):
+                self._refuse(backend.name, _identifier(need.resource))
+            if need.action == "experiment:delete" and isinstance(need.resource, OfExperiment):
+                await self._refuse_experiment(backend, need.resource.experiment_id)
+
+    def _refuse(self, registry: str, identifier: str) -> None:
+        for seal in self._seals.values():
+            if seal.registry == registry and identifier in seal.behind:
+                message = (
+                    f"It stands behind version {seal.version} of {seal.model!r}, which is live in "
+                    f"{seal.environment!r}, and is sealed."
+                )
+                raise Conflict(message)
+
+    async def _refuse_experiment(self, backend: Backend, experiment_id: str) -> None:
+        for seal in [seal for seal in self._seals.values() if seal.registry == backend.name]:
+            for identifier in seal.behind:
+                where = OfLoggedModel(identifier) if identifier.startswith("m-") else OfRun(identifier)
+                try:
+                    owner = await self._ownership.experiment_of(backend, where)
+                except GatewayError:
+                    continue
+                if owner == experiment_id:
+                    self._refuse(backend.name, identifier)
+
+
+def _identifier(where: OfRun | OfLoggedModel | OfArtifact) -> str:
+    if isinstance(where, OfArtifact):
+        where = parse_artifact_path(where.path)[1]
+    return where.run_id if isinstance(where, OfRun) else where.model_id
