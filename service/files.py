@@ -22,20 +22,19 @@ def check_yaml(text: str | bytes) -> None:
     """Refuse YAML that would exhaust its reader: deep nesting (libyaml recurses), aliases, very many nodes.
 
     Raises:
-        ValueError: it does. yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: it does, or it is no YAML.
     """
     depth = 0
     for nodes, item in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
         if isinstance(item, yaml.AliasEvent):
-            message = "YAML aliases are not read"
-            raise ValueError(message)  # noqa: TRY004  # the value is at fault
+            raise yaml.MarkedYAMLError(problem="YAML aliases are not read", problem_mark=item.start_mark)
         if isinstance(item, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(item, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH or nodes > _MAX_NODES:
-            message = f"more than {MAX_DEPTH} levels or {_MAX_NODES} nodes"
-            raise ValueError(message)
+            problem = f"more than {MAX_DEPTH} levels or {_MAX_NODES} nodes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=item.start_mark)
 
 
 class YamlFile:

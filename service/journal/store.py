@@ -305,6 +305,8 @@ def _engine(url: str, deadline_seconds: float) -> AsyncEngine:
 
 
 def _store(connection: Connection, jobs: list[_Job]) -> list[list[Event]]:
+    # takes the write lock before the head is read, and proves that the journal can be written
+    connection.execute(update(t.operations).where(t.operations.c.id == "").values(state="open"))
     head = connection.execute(
         select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
     ).first()

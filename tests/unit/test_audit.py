@@ -17,14 +17,16 @@ from service.audit import (
     Opened,
     OpenOperation,
     Operation,
+    Posted,
     Settled,
     TakenDown,
     Trail,
+    Withdrawn,
     build_event,
     canonical_json,
 )
 from service.errors import JournalUnavailable
-from service.model import AliasSet, Call, Decision, Finding, Need, OfRun, Principal, Verdict
+from service.model import AliasSet, Call, Decision, Evidence, Finding, Need, OfRun, Principal, Verdict
 
 NOW = 1_577_880_000.5
 CALLER = Principal("service:ci", frozenset({"group:z", "group:a"}), acting_for="user:ann", credential="key-1")
@@ -254,6 +256,22 @@ async def test_what_changes_the_journal_itself_is_stored_or_refused() -> None:
     journal.down = True
     with pytest.raises(JournalUnavailable):
         await trail(journal).stored(operation(), [])
+
+
+async def test_a_refusal_recorded_later_is_recorded_before_the_end() -> None:
+    journal = Memory()
+    records = trail(journal)
+    records.refused_later(operation(), "denied")
+    assert journal.stored == []
+    await records.close()
+    assert [event["data"]["phase"] for event in journal.stored] == ["denied"]
+
+
+async def test_evidence_that_came_too_late_is_taken_back() -> None:
+    journal, late = Memory(), Evidence("e1", "validation", "passed", "service:ci", (), {}, "", NOW)
+    await trail(journal).stored(operation(), [Posted("main", "iris", "binding", late)])
+    (event,), effects = journal.undos[0]
+    assert (event["data"]["outcome"], effects) == ("failed", [Withdrawn("e1")])
 
 
 async def test_the_reconciler_settles_with_the_intents_facts() -> None:

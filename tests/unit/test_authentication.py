@@ -126,7 +126,7 @@ OTHER = ENTRY.replace("ann-1", "ann-2").replace(SHA, "f" * 64)
         (ENTRY + "  expires: 1577836800\n", 4, "not a date and time"),
         (ENTRY + "  expires: true\n", 4, "not a date and time"),
         (ENTRY + "  expires: 2020-13-01\n", 4, "month"),
-        ("- &a\n  id: a\n- *a\n", 1, "aliases are not read"),
+        ("- &a\n  id: a\n- *a\n", 3, "aliases are not read"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(load: Load, text: str, line: int, says: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,13 +174,18 @@ def test_a_quoted_comma_is_part_of_its_field(load: Load) -> None:
     assert policy.decide(Principal("user:Ann, Lee"), "main", asked, "model:read").allowed
 
 
-def test_a_deny_beats_every_allow_and_is_named(load: Load) -> None:
-    policy = load(
-        ALLOW + "p, user:ann, *, *, *, allow\ng, user:ann, role:x\np, role:x, *, models/secret-*, model:*, deny\n"
-    )
-    open_, closed = (policy.decide(ANN, "main", f"models/{name}", "model:read") for name in ("a", "secret-a"))
-    assert (open_.allowed, open_.row) == (True, "policy.csv:1")
-    assert (closed.allowed, closed.row, closed.denied_by_row) == (False, "policy.csv:4", True)
+@pytest.mark.parametrize("denied", ["user:ann", "group:g", "role:x"])
+@pytest.mark.parametrize("allowed", ["user:ann", "group:g", "role:x"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_deny_beats_every_allow_wherever_it_stands_and_is_named(
+    load: Load, allowed: str, denied: str, turned: bool
+) -> None:
+    rows = [f"p, {allowed}, *, models/*, *, allow\n", f"p, {denied}, main, models/secret-*, model:*, deny\n"]
+    policy = load("g, user:ann, role:x\n" + "".join(reversed(rows) if turned else rows))
+    ann = Principal("user:ann", frozenset({"group:g"}))
+    opened, closed = (policy.decide(ann, "main", f"models/{name}", "model:read") for name in ("a", "secret-a"))
+    assert (opened.allowed, opened.row) == (True, f"policy.csv:{3 if turned else 2}")
+    assert (closed.allowed, closed.row, closed.denied_by_row) == (False, f"policy.csv:{2 if turned else 3}", True)
 
 
 def test_no_row_no_right(load: Load) -> None:
@@ -243,20 +249,20 @@ def test_reload_takes_a_good_file_and_keeps_the_old_on_a_bad_one(tmp_path: Path)
     assert not authorizer.decide(ANN, "main", "models/a", "model:read").allowed
 
 
-_SUBJECTS = ["user:ann", "user:bob, jr", "group:a", "group:b", "role:x", "role:y", "role:z"]
-_RESOURCES = ["models/a", "models/ab", "models/b/versions", "models/a/aliases/c", "experiments/a", "audit"]
+_SUBJECTS = ["user:ann", "user:bob, jr", "group:a", "group:b", "role:x", "role:y"]
+_RESOURCES = ["models/a", "models/ab", "models/b/versions", "models/a/aliases/c", "audit"]
 _PATTERNS = [*_RESOURCES, "*", "models/*", "models/a*", "models/*/versions", "models/*/aliases/*", "models/a*/*", "*/a"]
-_ACTIONS = ["model:read", "model:update", "version:read", "audit:read"]
+_ACTIONS = ["model:read", "model:update", "audit:read"]
 _row = st.tuples(
     st.just("p"),
     st.sampled_from(_SUBJECTS),
-    st.sampled_from(["main", "other", "*"]),
-    st.sampled_from(_PATTERNS),
-    st.sampled_from([*_ACTIONS, "model:*", "*"]),
-    st.sampled_from(["allow", "allow", "deny"]),
+    st.sampled_from(["main", "other", "*", "*"]),
+    st.sampled_from(_PATTERNS) | st.sampled_from(["*", "models/*"]),
+    st.sampled_from([*_ACTIONS, "model:*", "*", "*"]),
+    st.sampled_from(["allow", "deny"]),
 )
 _link = st.tuples(st.just("g"), st.sampled_from(_SUBJECTS), st.sampled_from(_SUBJECTS[2:]))
-_question = st.tuples(st.sampled_from(["main", "other"]), st.sampled_from(_RESOURCES), st.sampled_from(_ACTIONS))
+_QUESTIONS = list(itertools.product(["main", "other"], _RESOURCES, _ACTIONS))
 _principal = st.builds(
     Principal,
     st.sampled_from(["user:ann", "user:bob, jr", "user:nobody"]),
@@ -264,19 +270,17 @@ _principal = st.builds(
 )
 
 
-@hypothesis_settings(max_examples=150)
+@hypothesis_settings(max_examples=100)
 @given(
     st.lists(_row, min_size=1, max_size=8, unique=True),
     st.lists(_link, max_size=6, unique=True),
     _principal,
-    st.lists(_question, min_size=1, max_size=12),
 )
 def test_decides_as_the_stock_enforcer_does(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[str, ...]],
     links: list[tuple[str, ...]],
     principal: Principal,
-    questions: list[tuple[str, str, str]],
 ) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([*rows, *links])
@@ -292,7 +296,7 @@ def test_decides_as_the_stock_enforcer_does(
         sorted({*(link[1:] for link in links), *((principal.subject, g) for g in principal.groups)})
     )
 
-    for registry, asked, action in questions:
+    for registry, asked, action in _QUESTIONS:
         decision = ours.decide(principal, registry, asked, action)
         assert decision.allowed is stock.enforce(principal.subject, registry, asked, action)
         if decision.row is not None:

@@ -101,6 +101,7 @@ RULE = "candidate.metrics.a > 0.5"
         (BOTH + "      - name: floor\n        require: 'true'\n", 14, "two rules are named 'floor'"),
         (BOTH + "environment: {}\n", 14, "unknown key 'environment'"),
         (STAGING.replace("[{alias: challenger}", "[&m {alias: challenger}, *m"), 4, "aliases are not read"),
+        (STAGING.replace("rules: []", "rules: " + "[" * 40 + "]" * 40), 5, "more than 32 levels"),
         ("environments: [", 2, "not valid YAML"),
         ("", 1, "missing required field `environments`"),
     ],

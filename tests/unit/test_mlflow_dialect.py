@@ -150,7 +150,7 @@ V1 = {"name": "iris", "version": "1"}
          [("version:create", "models/iris/versions"), ("artifact:read", OfRun("r")), ("run:read", OfRun("q")),
           ("artifact:read", OfLoggedModel("m-9"))], VersionCreate("iris", "runs:/r/m", "q")),
         ("POST", "/api/2.0/mlflow/experiments/create", {"name": "e", "artifact_location": "s3://x/"},
-         [("experiment:create", "experiments/e"), ("experiment:create", "experiments/e/artifact_location")], None),
+         [("experiment:create", "experiments/e"), ("experiment:create", "locations/e")], None),
         ("POST", "/api/2.0/mlflow/experiments/update", {"experiment_id": "1", "new_name": "n"},
          [("experiment:update", OfExperiment("1")), ("experiment:update", "experiments/n")], None),
         ("POST", "/api/2.0/mlflow/runs/log-batch", {"run_id": "r", "metrics": [{"model_id": "m-1"}, {"key": "x"}]},
@@ -189,6 +189,9 @@ def test_a_stage_is_one_in_any_case(stage: str) -> None:
         ("POST", f"{REGISTRY}/create", {"name": "a/b"}),
         ("POST", f"{REGISTRY}/rename", {"name": "a", "new_name": "b:c"}),
         ("POST", f"{REGISTRY}/alias", {**V1, "alias": "latest"}),
+        ("POST", f"{REGISTRY}/set-tag", {"name": "iris", "key": "mlflow.prompt.is_prompt", "value": "true"}),
+        ("DELETE", f"{REGISTRY}/delete-tag", {"name": "iris", "key": "MLflow.prompt.is_prompt"}),
+        ("POST", f"{VERSIONS}/set-tag", {**V1, "key": "mlflow.prompt.is_prompt", "value": "false"}),
         ("POST", f"{REGISTRY}/alias", {**V1, "alias": "v2"}),
         ("POST", f"{REGISTRY}/alias", {"name": "iris", "alias": "a"}),
         ("POST", f"{REGISTRY}/get-latest-versions", {"version": "1"}),
@@ -225,7 +228,7 @@ def test_a_source_must_be_readable_by_its_caller(source: str, need: Need) -> Non
     [
         "", "models:/a@champion", "models:/a/Production", "models:/a/latest", "models:/a", "models:/a/01",
         "models:/a/1/x", "runs:/", "runs:/r/../q", "runs:/r/./q", "runs:/r/%2e%2e", "runs:/r/..\\q", "s3://b/../c", "s3://b/%2e%2e/c",
-        "s3://b/a\u200bc",
+        "s3://b/a\u200bc", "mlflow-artifacts:/1/../2", "mlflow-artifacts:/1/%2e%2e/2",
     ],
 )  # fmt: skip
 def test_refuses_a_source_that_moves_or_goes_upwards(source: str) -> None:

@@ -84,6 +84,7 @@ def test_refuses_what_protobuf_itself_takes(rpc: Rpc, document: Any) -> None:
         (LOG_METRIC, {"value": "nan"}, "'value' must be a number"),
         (LOG_METRIC, {"value": "inf"}, "'value' must be a number"),
         (LOG_METRIC, {"value": {}}, "'value' has a value of the wrong type"),
+        (LOG_METRIC, {"value": 10**400}, "'value' is out of range"),
         (TRANSITION, {"archive_existing_versions": "true"}, "wrong type"),
         (TRANSITION, {"archive_existing_versions": 1}, "wrong type"),
         (UPDATE_RUN, {"status": "finished"}, "'status' has a value of the wrong type"),

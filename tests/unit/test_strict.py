@@ -140,6 +140,7 @@ def test_a_decoded_segment_holds_nothing_that_could_split_or_hide(text: str) -> 
     ("name", "says"),
     [
         ("", "missing"),
+        ("x" * 1001, "more than 1000 characters"),
         (" a", "white space"),
         ("a ", "white space"),
         ("a\u00a0", "white space"),
