@@ -296,7 +296,7 @@ def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, n
         "datacontenttype": "application/json",
         "data": dict(data),
     }
-    for shrink in (_without_facts, _with_short_texts):
+    for shrink in (_without_facts, _with_short_texts, _core):
         if len(canonical_json(event)) <= MAX_EVENT_BYTES - 512:  # room for sequence and hash
             break
         event["data"] = shrink(event["data"])
@@ -324,6 +324,14 @@ def _with_short_texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_with_short_texts(item) for item in value[:50]]
     return value
+
+
+def _core(data: Any) -> Any:
+    """Keep what every event must say, within any bound."""
+    names = ("phase", "operation", "outcome", "action", "registry", "version", "environment", "decision", "status")
+    short = {name: str(data[name])[:200] if data[name] else data[name] for name in ("resource", "model", "detail")}
+    actor = {"subject": str(data["actor"]["subject"])[:300]}
+    return {**{name: data[name] for name in names}, **short, "actor": actor, "cut": True}
 
 
 class Trail:

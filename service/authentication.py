@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 import hashlib
 import re
@@ -92,7 +91,7 @@ def _key_of(authorization: str) -> str:
     if scheme.lower() == "basic":
         try:
             value = base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not ASCII, not Base64, not UTF-8
             raise Unauthenticated(_UNKNOWN) from None
     elif scheme.lower() != "bearer":
         raise Unauthenticated(_UNKNOWN)

@@ -133,36 +133,44 @@ class Snapshot:
 
 
 def _compile(path: Path, text: str) -> tuple[Effector, SimpleEval]:
-    model = casbin.Enforcer.new_model(text=text) if "[matchers]" in text else None
     try:
-        if model is None:
-            raise KeyError  # noqa: TRY301  # one message for every way a model can be wrong
+        model = casbin.Enforcer.new_model(text=text)
         tokens = model["r"]["r"].tokens, model["p"]["p"].tokens
         if tokens != (["r_sub", "r_reg", "r_obj", "r_act"], ["p_sub", "p_reg", "p_obj", "p_act", "p_eft"]):
-            raise KeyError  # noqa: TRY301
+            raise KeyError("tokens")  # noqa: TRY301  # one message for every way a model can be wrong
         enforcer = casbin.Enforcer(model)
         functions = {
             "g": _has_role,
             "resourceMatch": resource_match,
             "actionMatch": action_match,
         }
-        return enforcer.eft, enforcer._get_expression(model["m"]["m"].value, functions)  # noqa: SLF001  # no public way
-    except (KeyError, RuntimeError, SyntaxError, AttributeError) as error:
+        matcher = enforcer._get_expression(model["m"]["m"].value, functions)  # noqa: SLF001  # no public way
+        asked = _Subject("user:nobody")
+        asked.roles = frozenset({"role:tried"})
+        tried = {"p_sub": "role:tried", "p_reg": "*", "p_obj": "models/*", "p_act": "*"}
+        matcher.eval({**tried, "r_sub": asked, "r_reg": "main", "r_obj": "models/x", "r_act": "model:read"})
+    except Exception as error:  # noqa: BLE001  # casbin raises many kinds; a broken model fails the load
         message = f"{path}:1: not the access model (r = sub, reg, obj, act; p = sub, reg, obj, act, eft): {error}"
         raise BadConfiguration(message) from None
+    return enforcer.eft, matcher
 
 
 def _parse(path: Path, text: str, registries: frozenset[str]) -> tuple[list[Row], list[tuple[str, str, int]]]:
     rows: list[Row] = []
     links: list[tuple[str, str, int]] = []
     problems: list[str] = []
-    reader = csv.reader(io.StringIO(text.replace("\0", "\ufffd")), strict=True, skipinitialspace=True)
+    # a comment is not CSV: a quote in it must not swallow the rows that follow
+    lines = ["" if line.lstrip().startswith("#") else line for line in text.replace("\0", "\ufffd").split("\n")]
+    reader = csv.reader(io.StringIO("\n".join(lines)), strict=True, skipinitialspace=True)
     try:
         for fields in reader:
             cells = [cell.strip() for cell in fields]
-            if not any(cells) or cells[0].startswith("#"):
+            if not any(cells):
                 continue
             line = reader.line_num
+            if "\n" in "".join(fields):
+                problems.append(f"{path}:{line}: a quoted field runs over several lines")
+                continue
             problem = _problem(cells, registries)
             if problem:
                 problems.append(f"{path}:{line}: {problem}")

@@ -27,14 +27,14 @@ def check_yaml(text: str | bytes) -> None:
     depth = 0
     for nodes, item in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
         if isinstance(item, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="YAML aliases are not read", problem_mark=item.start_mark)
+            raise yaml.MarkedYAMLError(problem="YAML aliases are not read", problem_mark=item.start_mark)  # type: ignore[arg-type]  # C or Python mark
         if isinstance(item, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(item, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH or nodes > _MAX_NODES:
             problem = f"more than {MAX_DEPTH} levels or {_MAX_NODES} nodes"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=item.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=item.start_mark)  # type: ignore[arg-type]  # C or Python mark
 
 
 class YamlFile:
@@ -80,7 +80,7 @@ class YamlFile:
         loader = yaml.CSafeLoader("")
         try:
             return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise self._error(node, str(error)) from None
 
     def _error(self, node: yaml.Node, problem: str) -> BadConfiguration:
@@ -117,6 +117,9 @@ class YamlFile:
         return convert(self.data if self.data is not None else {}, kind, self)
 
 
+_ANY = "\0any"
+
+
 def convert(data: Any, kind: type[T], file: YamlFile) -> T:
     """Convert *data*, read from *file*, to the msgspec type *kind*; errors name the line."""
     try:
@@ -124,6 +127,8 @@ def convert(data: Any, kind: type[T], file: YamlFile) -> T:
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$")
         keys = _keys(where.rstrip("`"))
+        while _ANY in keys:
+            keys = _named(data, kind, keys)
         if "unknown field `" in problem:
             keys = (*keys, problem.split("`")[1])
             problem = f"unknown key {'.'.join(str(key) for key in keys)!r}"
@@ -132,9 +137,29 @@ def convert(data: Any, kind: type[T], file: YamlFile) -> T:
         raise file.error(problem, *keys) from None
 
 
+def _named(data: Any, kind: Any, keys: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Replace the first ``...`` of *keys*, which msgspec writes for a key of a mapping, by the key that is wrong."""
+    at = keys.index(_ANY)
+    mapping = data
+    for key in keys[:at]:
+        mapping = mapping[key]
+    for key, value in mapping.items():
+        alone: Any = {key: value}
+        for outer in reversed(range(at)):
+            inside = data
+            for step in keys[:outer]:
+                inside = inside[step]
+            alone = {**inside, keys[outer]: alone} if isinstance(inside, dict) else alone
+        try:
+            msgspec.convert(alone, kind)
+        except msgspec.ValidationError:
+            return (*keys[:at], key, *keys[at + 1 :])
+    return (*keys[:at], *keys[at + 1 :])
+
+
 def _keys(where: str) -> tuple[str | int, ...]:
     keys: list[str | int] = []
-    for part in where.replace("[", ".[").split("."):
+    for part in where.replace("[...]", f".{_ANY}").replace("[", ".[").split("."):
         if part.startswith("["):
             inner = part.strip("[]")
             keys.append(int(inner) if inner.isdigit() else inner)

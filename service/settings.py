@@ -18,6 +18,7 @@ PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
 DATA_DIR = PREFIX + "DATA_DIR"
 _OUR_OWN = frozenset({CONFIG, DATA_DIR})
+_MAX_SECONDS = 600.0
 _LATER_KINDS = frozenset({"unity_catalog", "databricks"})
 
 
@@ -178,7 +179,7 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
             raise BadConfiguration(message)
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             value = text
         target = document
         for key in keys[:-1]:
@@ -196,11 +197,21 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     for name, registry in settings.registries.items():
         _validate_registry(name, registry, file)
     named = settings.default_registry
+    if isinstance(named, dict) and not set(named) <= {"mlflow", *_LATER_KINDS}:
+        raise file.error(
+            "default_registry: by kind, the keys are mlflow, unity_catalog, databricks", "default_registry"
+        )
     for default in named.values() if isinstance(named, dict) else [named]:
         if default is not None and default not in settings.registries:
             raise file.error(f"default_registry: no registry is named {default!r}", "default_registry")
     if not 0 <= settings.listen.port <= 65535:  # TCP's range
         raise file.error("listen.port: must be 0 to 65535", "listen", "port")
+    for seconds, key in (
+        (settings.lock_seconds, ("lock_seconds",)),
+        (settings.journal.deadline_seconds, ("journal", "deadline_seconds")),
+    ):
+        if not 0 < seconds <= _MAX_SECONDS:
+            raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)
     if settings.authentication.issuers:
         raise file.error(
             "authentication.issuers: OpenID issuers are not supported by this version; use api_keys",
@@ -233,7 +244,13 @@ def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:
             raise file.error(
                 f"registries.{name}.sources: {source!r} must be a URI prefix that ends in /", *at, "sources"
             )
-    url = urlsplit(registry.url)
+    try:
+        url = urlsplit(registry.url)
+        _ = url.port
+    except ValueError as error:
+        raise file.error(f"registries.{name}.url: {error}", *at, "url") from None
+    if not 0 < registry.timeout_seconds <= _MAX_SECONDS:
+        raise file.error(f"registries.{name}.timeout_seconds: more than 0, at most 600", *at, "timeout_seconds")
     if url.scheme == "unix":
         if not url.path.startswith("/"):
             raise file.error(f"registries.{name}.url: unix: needs an absolute path", *at, "url")

@@ -12,6 +12,7 @@ from service.errors import InvalidRequest
 
 MAX_DEPTH = 64
 MAX_NAME_CHARACTERS = 1_000
+_MAX_NEW_NAME = 255
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
@@ -59,12 +60,16 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH and isinstance(value, dict | list):
         message = f"The body is nested deeper than {MAX_DEPTH} levels."
         raise InvalidRequest(message)
     if isinstance(value, str):
         if not value.isascii() and any(0xD800 <= ord(character) <= 0xDFFF for character in value):
             message = "The body holds a lone surrogate."
+            raise InvalidRequest(message)
+    elif isinstance(value, float):
+        if value in (float("inf"), float("-inf")):
+            message = "The body holds a number out of range."
             raise InvalidRequest(message)
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -105,6 +110,9 @@ def check_name(name: str, what: str) -> str:
             white space at an end, or ``/`` or ``:``; the message names the code point.
     """
     check_text(name, what)
+    if len(name) > _MAX_NEW_NAME:
+        message = f"The {what} has more than {_MAX_NEW_NAME} characters."
+        raise InvalidRequest(message)
     if name.strip() != name:
         message = f"The {what} begins or ends with white space."
         raise InvalidRequest(message)

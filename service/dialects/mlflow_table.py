@@ -128,7 +128,13 @@ def source_needs(source: str) -> tuple[Need, ...]:
         InvalidRequest: a ``models:`` source that names an alias or stage, or a path that goes upwards.
     """
     scheme, _, rest = source.partition(":")
+    if any(character in source for character in "?#\\"):  # MLflow reads a URI: it would drop what follows
+        problem = "The source holds ?, # or a backslash."
+        raise InvalidRequest(problem)
     if scheme == "models":
+        if rest.startswith("//"):
+            problem = "A models: source has one slash: models:/<name>/<version>."
+            raise InvalidRequest(problem)
         parts = rest.strip("/").split("/")
         if parts[0].startswith("m-") and len(parts) == 1:
             return (Need("artifact:read", OfLoggedModel(parts[0])),)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,19})")
 _INT32 = frozenset({F.CPPTYPE_INT32, F.CPPTYPE_UINT32})
 _INTEGERS = _INT32 | {F.CPPTYPE_INT64, F.CPPTYPE_UINT64}
 _FLOATS = frozenset({F.CPPTYPE_DOUBLE, F.CPPTYPE_FLOAT})
@@ -151,14 +151,16 @@ def _conform_message(
     document: Mapping[str, Any], descriptor: Descriptor, at: str, dropped: list[str]
 ) -> dict[str, Any]:
     clean: dict[str, Any] = {}
+    seen: set[str] = set()
     for key, value in document.items():
         field = _field(descriptor, key)
         if field is None:
             dropped.append(at + key)
             continue
-        if field.name in clean:
+        if field.name in seen:
             message = f"The field {at + field.name!r} stands in two spellings."
             raise InvalidRequest(message)
+        seen.add(field.name)
         if value is None:
             continue
         clean[field.name] = _conform_field(value, field, at + field.name, dropped)
@@ -209,7 +211,7 @@ def _conform_value(value: Any, field: F, at: str, dropped: list[str]) -> Any:
         return _float_of(value, at)
     elif kind == F.CPPTYPE_ENUM and isinstance(value, str) and value in field.enum_type.values_by_name:
         return value
-    elif kind == F.CPPTYPE_ENUM and isinstance(value, int) and value in field.enum_type.values_by_number:
+    elif kind == F.CPPTYPE_ENUM and type(value) is int and value in field.enum_type.values_by_number:
         return field.enum_type.values_by_number[value].name
     message = f"The field {at!r} has a value of the wrong type: {str(value)[:40]!r}."
     raise InvalidRequest(message)

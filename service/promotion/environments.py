@@ -68,8 +68,8 @@ def _environment(name: str, raw: _Environment, file: YamlFile, registries: Mappi
     if "*" in raw.where.models[:-1] or not raw.where.models:
         raise file.error("models: exact, or a prefix that ends in *", *at, "where", "models")
     marks = tuple(_mark(mark, file, (*at, "marks", index)) for index, mark in enumerate(raw.marks))
-    if not marks:
-        raise file.error("an environment needs at least one mark", *at, "marks")
+    if not marks or len(set(marks)) != len(marks):
+        raise file.error("an environment needs at least one mark, and each mark once", *at, "marks")
     for registry, capabilities in registries.items():
         if raw.where.registry in ("*", registry):
             _check_capabilities(registry, capabilities, marks, file, at)

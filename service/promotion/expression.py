@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from cel_expr_python import cel
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.protobuf.message import DecodeError
 
 MAX_CHARACTERS = 2_000
 OPEN: Mapping[str, Any] = {}
@@ -61,15 +62,53 @@ class Environment:
             raise ExpressionError(message)
         try:
             program = self._env.compile(text)
-        except (RuntimeError, ValueError) as error:
+            tree = _tree(program.serialize())
+        except (RuntimeError, ValueError, TypeError, DecodeError) as error:
             raise ExpressionError(_first_line(error)) from None
         if program.return_type() != cel.Type.BOOL:
             message = f"the expression gives {program.return_type().name()}, not a boolean"
             raise ExpressionError(message)
-        tree = _tree(program.serialize())
         for path in named(tree):
             self._check(path)
+        self._check_use(tree, frozenset(), inside=False)
         return Expression(text, program, tree)
+
+    def _check_use(self, tree: Any, bound: frozenset[str], *, inside: bool) -> None:
+        """Refuse what would let a missing fact pass unseen, because its path is not known before evaluation.
+
+        A group of facts (``candidate``, ``candidate.metrics``) may be counted, searched, looped over or compared
+        with null, but not handed on; a key is a constant; *inside* a loop, ``||`` may not stand over an item's facts.
+        """
+        path = _path(tree, bound)
+        if path is not None:
+            if self._is_group(path) and not tree.select_expr.test_only:
+                message = f"{_dotted(path)!r} is a group of facts; name one of them"
+                raise ExpressionError(message)
+            return
+        call = tree.call_expr
+        if _null_comparison(tree, bound) is not None:
+            return
+        if call.function == "_[_]" and not inside:
+            message = "the key of a fact must be a constant"
+            raise ExpressionError(message)
+        if inside and call.function in ("_||_", "_?_:_") and any(_asks_items(arg, bound) for arg in call.args):
+            message = "inside a loop, || and ?: may not stand over an item's facts: one that is missing would pass"
+            raise ExpressionError(message)
+        loop = tree.comprehension_expr if tree.WhichOneof("expr_kind") == "comprehension_expr" else None
+        for index, (child, names) in enumerate(_children(tree, bound)):
+            counted = call.function in ("size", "@in", "_[_]") or (loop is not None and index == _RANGE)
+            if counted and _path(child, names) is not None:
+                continue
+            is_step = loop is not None and index == _STEP
+            self._check_use(_condition(loop) if is_step else child, names, inside=inside or loop is not None)
+
+    def _is_group(self, path: Path) -> bool:
+        fields: Any = self.schema
+        for key in path:
+            if fields is OPEN:
+                return False
+            fields = fields.get(key) if isinstance(fields, Mapping) else None
+        return isinstance(fields, Mapping)
 
     def _check(self, path: Path) -> None:
         fields: Any = self.schema
@@ -108,6 +147,31 @@ class Expression:
         if value.type() != cel.Type.BOOL:
             return Outcome(None, (), _first_line(value.value()))
         return Outcome(bool(value.value()), ())
+
+
+_RANGE, _STEP = 0, 3
+"""Where `_children` gives a comprehension's range and its step."""
+
+
+def _condition(loop: Any) -> Any:
+    """Return the condition the author of a macro wrote: the step is ``accumulator || condition`` or the like."""
+    step = loop.loop_step
+    args = step.call_expr.args
+    if step.call_expr.function in ("_||_", "_&&_") and args[0].ident_expr.name == loop.accu_var:
+        return args[1]
+    return step
+
+
+def _asks_items(tree: Any, bound: frozenset[str]) -> bool:
+    """Tell whether *tree* reads an open field of a loop's item (``e.facts.auc``)."""
+    if tree.WhichOneof("expr_kind") == "select_expr":
+        inner = tree.select_expr.operand
+        deep = inner.WhichOneof("expr_kind") == "select_expr" and not tree.select_expr.test_only
+        if deep and _path(tree, frozenset()) is not None and _path(tree, bound) is None:
+            return True
+    if tree.call_expr.function == "_[_]" and _path(tree, bound) is None:
+        return True
+    return any(_asks_items(child, names) for child, names in _children(tree, bound))
 
 
 def _cel_values(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -118,8 +119,8 @@ def _shown(path: Path, document: Mapping[str, Any]) -> Any:
     value = resolve(path, document)
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, float) and value != value:  # noqa: PLR0124  # NaN has no JSON
-        return "NaN"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"  # JSON has none of them
     if isinstance(value, bool | int | float) or value is None:
         return value
     text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -71,7 +71,9 @@ async def test_a_stage_archives_what_was_there(backend):
 async def test_a_version_made_again_has_another_binding(backend):
     name = await create(backend)
     first = (await backend.get_version(name, "1")).binding
-    await rpc(backend, REGISTRY, "renameRegisteredModel", "POST", "registered-models/rename", name=name, new_name=name + "x")
+    await rpc(
+        backend, REGISTRY, "renameRegisteredModel", "POST", "registered-models/rename", name=name, new_name=name + "x"
+    )
     assert (await backend.get_version(name + "x", "1")).binding == first
 
 
@@ -100,7 +102,13 @@ async def test_what_is_not_there_is_not_found(backend, ask):
         ("getModelVersionByAlias", "GET", "registered-models/alias", {"alias": "no"}, "INVALID_PARAMETER_VALUE"),
         ("createRegisteredModel", "POST", "registered-models/create", {}, "RESOURCE_ALREADY_EXISTS"),
         ("getModelVersion", "GET", "model-versions/get", {"version": "99"}, "RESOURCE_DOES_NOT_EXIST"),
-        ("setRegisteredModelAlias", "POST", "registered-models/alias", {"alias": "a", "version": "9"}, "RESOURCE_DOES_NOT_EXIST"),
+        (
+            "setRegisteredModelAlias",
+            "POST",
+            "registered-models/alias",
+            {"alias": "a", "version": "9"},
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
     ],
 )
 async def test_a_refusal_keeps_the_registrys_code(backend, name, method, path, message, code):
@@ -114,8 +122,12 @@ async def test_a_refusal_keeps_the_registrys_code(backend, name, method, path, m
 async def test_a_run_with_its_facts(backend):
     made = await rpc(backend, TRACKING, "createRun", "POST", "runs/create", experiment_id="0", start_time=1)
     run_id = made["run"]["info"]["run_id"]
-    await rpc(backend, TRACKING, "logMetric", "POST", "runs/log-metric", run_id=run_id, key="accuracy", value=0.5, timestamp=1)
-    await rpc(backend, TRACKING, "logMetric", "POST", "runs/log-metric", run_id=run_id, key="bad", value="NaN", timestamp=1)
+    await rpc(
+        backend, TRACKING, "logMetric", "POST", "runs/log-metric", run_id=run_id, key="accuracy", value=0.5, timestamp=1
+    )
+    await rpc(
+        backend, TRACKING, "logMetric", "POST", "runs/log-metric", run_id=run_id, key="bad", value="NaN", timestamp=1
+    )
     await rpc(backend, TRACKING, "setTag", "POST", "runs/set-tag", run_id=run_id, key="k", value="v")
     run = await backend.get_run(run_id)
     assert (run.run_id, run.experiment_id, run.metrics["accuracy"]) == (run_id, "0", 0.5)

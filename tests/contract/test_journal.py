@@ -41,7 +41,10 @@ async def test_phases_share_the_operation_and_close_it(journal):
     assert await journal.unsettled() == []
     events = await journal.operation_events(made.id)
     assert [event["data"]["phase"] for event in events] == ["intent", "outcome"]
-    assert [event["type"] for event in events] == ["registry-gateway.alias.set.intent", "registry-gateway.alias.set.outcome"]
+    assert [event["type"] for event in events] == [
+        "registry-gateway.alias.set.intent",
+        "registry-gateway.alias.set.outcome",
+    ]
 
 
 async def test_many_writers_one_chain(journal):

@@ -124,7 +124,9 @@ def test_kill_nine_leaves_no_change_without_an_intent(deployed, tmp_path, mlflow
     assert open_operations(tmp_path) == 0
     process.terminate()
     assert process.wait(timeout=40) == 0
-    verified = subprocess.run([*COMMAND, "audit", "verify", "--config", str(deployed)], capture_output=True, check=False)
+    verified = subprocess.run(
+        [*COMMAND, "audit", "verify", "--config", str(deployed)], capture_output=True, check=False
+    )
     assert verified.returncode == 0, verified.stdout
     print(f"kill -9 trials {TRIALS}: {len(made)} aliases in the registry, 0 without an intent, 0 open after restart")
 
@@ -157,7 +159,10 @@ def test_sigterm_ends_what_is_under_way_and_records_it(deployed, tmp_path):
 def test_a_broken_configuration_is_one_clear_line(deployed, tmp_path, damage, says):
     damage(tmp_path)
     done = subprocess.run(
-        [*COMMAND, "serve", "--config", str(deployed), "--port", str(free_port())], capture_output=True, text=True, check=False
+        [*COMMAND, "serve", "--config", str(deployed), "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert says in done.stderr
@@ -171,9 +176,7 @@ def test_a_broken_policy_is_named_by_check_and_serve(tmp_path):
     config.write_text(text.replace(str(Path(__file__).parents[2] / "policies/policy.csv"), "policy.csv"))
     schema.upgrade(f"sqlite:///{tmp_path / 'journal.db'}")
     for command, status in (("check", 1), ("serve", 2)):
-        done = subprocess.run(
-            [*COMMAND, command, "--config", str(config)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*COMMAND, command, "--config", str(config)], capture_output=True, text=True, check=False)
         assert done.returncode == status
         assert "policy.csv:1: the effect 'Allow'" in done.stderr
         assert "Traceback" not in done.stderr
@@ -187,7 +190,10 @@ def test_a_port_in_use(deployed):
         taken.listen()
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [*COMMAND, "serve", "--config", str(deployed), "--port", str(port)], capture_output=True, text=True, check=False
+            [*COMMAND, "serve", "--config", str(deployed), "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 2
     assert f"listen.port {port}" in done.stderr

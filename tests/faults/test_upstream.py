@@ -55,9 +55,10 @@ async def until(condition, seconds=20.0):
 
 async def test_a_lost_answer_is_unknown_then_reconciled(running, mlflow_server, model, monkeypatch):
     monkeypatch.setattr(reconciler, "_PACE_SECONDS", 0.1)
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy), registries=registries(proxy)
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy), registries=registries(proxy)) as it,
+    ):
         client = Client(it.application.asgi)
         it.application.reconciler._task.cancel()
         proxy.swallow_answers_to = "registered-models/alias"
@@ -86,27 +87,27 @@ async def test_a_lost_answer_is_unknown_then_reconciled(running, mlflow_server, 
 
 
 async def test_equal_calls_at_once_are_forwarded_once(running, mlflow_server, model):
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy), registries=registries(proxy)
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy), registries=registries(proxy)) as it,
+    ):
         client = Client(it.application.asgi)
         it.application.reconciler._task.cancel()
         proxy.swallow_answers_to = "model-versions/create"
         made = await client.rpc("POST", "runs/create", experiment_id="0", start_time=1)
         run_id = made.json["run"]["info"]["run_id"]
         message = {"name": model, "source": f"runs:/{run_id}/model", "run_id": run_id}
-        answers = await asyncio.gather(
-            *(client.rpc("POST", "model-versions/create", **message) for _ in range(3))
-        )
+        answers = await asyncio.gather(*(client.rpc("POST", "model-versions/create", **message) for _ in range(3)))
         assert sorted(answer.status for answer in answers) == [409, 409, 424]
         assert len([line for line in proxy.writes() if "model-versions/create" in line]) == 1
 
 
 async def test_a_promotion_whose_answer_is_lost(running, mlflow_server, model, monkeypatch):
     monkeypatch.setattr(reconciler, "_PACE_SECONDS", 0.1)
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy), registries=registries(proxy)
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy), registries=registries(proxy)) as it,
+    ):
         client = Client(it.application.asgi)
         proxy.swallow_answers_to = "registered-models/alias"
         lost = await client("POST", f"{V1}/{model}/environments/staging/promotions", {"version": "1"})
@@ -128,9 +129,10 @@ async def test_a_promotion_whose_answer_is_lost(running, mlflow_server, model, m
 
 
 async def test_a_registry_that_is_down(running, mlflow_server, model):
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy), registries=registries(proxy)
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy), registries=registries(proxy)) as it,
+    ):
         client = Client(it.application.asgi)
         port = proxy.port
         await proxy.stop()
@@ -153,16 +155,15 @@ async def test_a_registry_that_is_down(running, mlflow_server, model):
 
 
 async def test_a_client_that_hangs_up_does_not_change_the_record(running, mlflow_server, model):
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy, 10), registries=registries(proxy, 10)
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy, 10), registries=registries(proxy, 10)) as it,
+    ):
         client = Client(it.application.asgi)
         await it.application.health.close()
         proxy.arrived.clear()
         proxy.hold.clear()
-        call = asyncio.create_task(
-            client.rpc("POST", "registered-models/set-tag", name=model, key="k", value="v")
-        )
+        call = asyncio.create_task(client.rpc("POST", "registered-models/set-tag", name=model, key="k", value="v"))
         await proxy.arrived.wait()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
@@ -176,11 +177,14 @@ async def test_a_client_that_hangs_up_does_not_change_the_record(running, mlflow
 
 
 async def test_a_journal_that_is_down_stops_changes_and_nothing_else(running, mlflow_server, model):
-    async with proxied(mlflow_server.url) as proxy, running(
-        transport=transport_to(proxy, 10),
-        registries=registries(proxy, 10),
-        journal={"url": "sqlite:///journal.db", "deadline_seconds": 0.5},
-    ) as it:
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(
+            transport=transport_to(proxy, 10),
+            registries=registries(proxy, 10),
+            journal={"url": "sqlite:///journal.db", "deadline_seconds": 0.5},
+        ) as it,
+    ):
         client = Client(it.application.asgi)
         run = (await client.rpc("POST", "runs/create", experiment_id="0", start_time=1)).json["run"]["info"]["run_id"]
         path = it.application.configuration.path("journal.db")

@@ -227,7 +227,6 @@ _THIRTY = str(list(range(30)))
         (f"{_THIRTY}.all(a, {_THIRTY}.all(b, {_THIRTY}.all(c, {_THIRTY}.all(d, true))))", facts(), "budget"),
         ("1 / 0 == 1", facts(), "zero"),
         ("9223372036854775807 + 1 > 0", facts(), "overflow"),
-        ("[1][5] == 1", facts(), "index"),
         (f"{A} > 0.5", facts(a="high"), "overload"),
         ("candidate.tags.team.matches('(')", facts(), "."),
         ("evidence.exists(e, e.facts.auc > 0.5)", {**facts(), "evidence": [{"facts": {}}]}, "auc"),
