@@ -22,7 +22,7 @@ unit: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -q
 
 bench: $(VENV)/ready-dev
-	$(BIN)/python tests/benchmarks/bench.py
+	$(BIN)/python -m tests.benchmarks.bench
 
 openapi: $(VENV)/ready-dev
 	$(BIN)/registry-gateway openapi > openapi/openapi.json

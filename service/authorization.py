@@ -89,9 +89,9 @@ class Snapshot:
         parsed, links = _parse(rows, rows_text, frozenset(registries))
         self.rows = tuple(parsed)
         self._roles = _closure(links, rows)
-        self._index: dict[tuple[str, str, str], list[Row]] = {}
+        self._index: dict[tuple[str, str, str, str], list[Row]] = {}
         for row in parsed:
-            self._index.setdefault((row.subject, row.registry, row.action), []).append(row)
+            self._index.setdefault((row.subject, row.registry, row.action, _head(row.resource)), []).append(row)
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
         """Decide by Casbin's matcher and effect. Pure; an unknown principal leaves no trace."""
@@ -100,7 +100,7 @@ class Snapshot:
         names = {"r_sub": subject, "r_reg": registry, "r_obj": resource, "r_act": action}
         effects: set[int] = set()
         deciding: Row | None = None
-        for row in self._candidates(subject.roles, registry, action):
+        for row in self._candidates(subject.roles, registry, resource, action):
             if resource_match(resource, row.resource) and self._matches(names, row):
                 effects.add(_EFFECTS[row.effect])
                 if deciding is None or row.effect == "deny":
@@ -117,12 +117,13 @@ class Snapshot:
             roles |= self._roles.get(name, frozenset({name}))
         return frozenset(roles)
 
-    def _candidates(self, roles: frozenset[str], registry: str, action: str) -> Iterable[Row]:
-        wild = action.partition(":")[0] + ":*"
+    def _candidates(self, roles: frozenset[str], registry: str, resource: str, action: str) -> Iterable[Row]:
+        wild, head = action.partition(":")[0] + ":*", _head(resource)
         for role in sorted(roles):
             for reg in (registry, "*"):
                 for act in (action, wild, "*"):
-                    yield from self._index.get((role, reg, act), ())
+                    yield from self._index.get((role, reg, act, head), ())
+                    yield from self._index.get((role, reg, act, ""), ())
 
     def _matches(self, names: dict[str, str], row: Row) -> bool:
         return bool(
@@ -130,6 +131,12 @@ class Snapshot:
                 {**names, "p_sub": row.subject, "p_reg": row.registry, "p_obj": row.resource, "p_act": row.action}
             )
         )
+
+
+def _head(resource: str) -> str:
+    """Return the first two segments, which rows are indexed by, or nothing where one of them is a pattern."""
+    head = "/".join(resource.split("/", 2)[:2])
+    return "" if "*" in head else head
 
 
 def _compile(path: Path, text: str) -> tuple[Effector, SimpleEval]:

@@ -58,7 +58,8 @@ class Changes:
         self._locks[key] = (lock, users + 1)
         try:
             try:
-                await asyncio.wait_for(lock.acquire(), self._lock_seconds)
+                async with asyncio.timeout(self._lock_seconds):
+                    await lock.acquire()
             except TimeoutError:
                 message = f"Another change of the model {model!r} is under way; nothing was forwarded. Try again."
                 raise Busy(message) from None

@@ -63,7 +63,8 @@ class Health:
 
     async def _look_at(self, name: str) -> None:
         try:
-            await asyncio.wait_for(self._backends[name].ping(), 5)
+            async with asyncio.timeout(5):
+                await self._backends[name].ping()
             state = "up"
         except (GatewayError, TimeoutError):
             state = "down"

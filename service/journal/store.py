@@ -7,15 +7,15 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Select, delete, event, insert, select, update
+from sqlalchemy import Connection, Engine, Select, create_engine, delete, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from service.audit import (
     Effect,
@@ -41,7 +41,6 @@ GENESIS = "0" * 64
 _PREFIX = "sqlite:///"
 _MAX_BATCH = 256
 _log = structlog.get_logger()
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,7 +61,9 @@ class SqlJournal:
         self._deadline = deadline_seconds
         self._engine = _engine(url, deadline_seconds)
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
-        self._connection: AsyncConnection | None = None
+        # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._connection: Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -82,8 +83,9 @@ class SqlJournal:
             self._writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
-        await self._disconnect()
-        await self._engine.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        self._thread.shutdown()
+        self._engine.dispose()
 
     async def append(
         self,
@@ -96,7 +98,8 @@ class SqlJournal:
         job = _Job(events, effects, asyncio.get_running_loop().create_future(), undo)
         self._jobs.put_nowait(job)
         try:
-            return await asyncio.wait_for(asyncio.shield(job.done), self._deadline)
+            async with asyncio.timeout(self._deadline):  # wait_for can swallow a cancellation before Python 3.12
+                return await asyncio.shield(job.done)
         except TimeoutError:
             job.abandoned = True
             message = "The journal did not answer in time."
@@ -123,9 +126,8 @@ class SqlJournal:
     async def _write(self, jobs: list[_Job]) -> None:
         jobs = [job for job in jobs if not job.abandoned]
         try:
-            stored = await self._commit(jobs)
+            stored = await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, jobs)
         except (SQLAlchemyError, OSError, ValueError) as error:
-            await self._disconnect()
             if len(jobs) > 1:  # one bad job must not fail the others
                 for job in jobs:
                     await self._write([job])
@@ -144,45 +146,44 @@ class SqlJournal:
             if not job.done.done():
                 job.done.set_result(events)
 
-    async def _commit(self, jobs: list[_Job]) -> list[list[Event]]:
-        connection = await self._connected()
-        async with connection.begin():
-            return await connection.run_sync(_store, jobs)
+    def _commit(self, jobs: list[_Job]) -> list[list[Event]]:
+        """Store *jobs* in one transaction (on the writing thread)."""
+        try:
+            connection = self._connected()
+            with connection.begin():
+                return _store(connection, jobs)
+        except (SQLAlchemyError, OSError, ValueError):
+            self._disconnect()
+            raise
 
-    async def _connected(self) -> AsyncConnection:
+    def _connected(self) -> Connection:
         stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
         if self._connection is not None and self._inode != (stat.st_dev, stat.st_ino):
-            await self._disconnect()
+            self._disconnect()
         if self._connection is None:
-            self._connection = await self._engine.connect()
+            self._connection = self._engine.connect()
             self._inode = (stat.st_dev, stat.st_ino)
         return self._connection
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
-                await connection.invalidate()
-                await connection.close()
+                connection.invalidate()
+                connection.close()
 
-    async def _read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async def attempt() -> T:
-            async with self._engine.connect() as connection:
-                return await work(connection)
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        def work() -> Sequence[Any]:
+            with self._engine.connect() as connection:
+                return connection.execute(query).all()
 
         try:
-            return await asyncio.wait_for(attempt(), self._deadline)
+            async with asyncio.timeout(self._deadline):
+                return await asyncio.to_thread(work)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.error("journal read failed", problem=type(error).__name__)
             message = "The journal cannot be read."
             raise JournalUnavailable(message) from None
-
-    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
-        async def work(connection: AsyncConnection) -> Sequence[Any]:
-            rows: Sequence[Any] = (await connection.execute(query)).all()
-            return rows
-
-        return await self._read(work)
 
     async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
         """List events after the sequence *after* that match *filters*, oldest first."""
@@ -289,10 +290,8 @@ def _period(row: Any) -> LivePeriod:
     )
 
 
-def _engine(url: str, deadline_seconds: float) -> AsyncEngine:
-    engine = create_async_engine(
-        url.replace("sqlite:", "sqlite+aiosqlite:", 1), connect_args={"timeout": deadline_seconds / 2}
-    )
+def _engine(url: str, deadline_seconds: float) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": deadline_seconds / 2, "check_same_thread": False})
 
     def configure(connection: Any, _: object) -> None:
         cursor = connection.cursor()
@@ -300,7 +299,7 @@ def _engine(url: str, deadline_seconds: float) -> AsyncEngine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    event.listen(engine.sync_engine, "connect", configure)
+    event.listen(engine, "connect", configure)
     return engine
 
 

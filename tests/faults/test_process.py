@@ -23,6 +23,7 @@ from service.backends.mlflow import MlflowBackend
 from service.journal import schema
 from service.model import Request
 from tests.conftest import TOKENS, free_port, write_configuration
+from tests.surface.test_docs import readme_story, story_of
 
 TRIALS = int(os.environ.get("KILL_TRIALS", "4"))
 COMMAND = [sys.executable, "-m", "service"]
@@ -247,6 +248,7 @@ def test_the_embedded_default_and_its_story(tmp_path):
         "environment:promote  outcome   succeeded",
     ):
         assert line in story.stdout, story.stdout
+    assert story_of(story.stdout) == story_of(readme_story())  # the README shows what really happens
     for key in json.loads(tokens.read_text()).values():
         assert key not in (data / "api-keys.yaml").read_text()
         assert not [line for line in alive(key)]

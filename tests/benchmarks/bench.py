@@ -1,0 +1,235 @@
+"""`make bench`: one line a figure, ``name value unit promise held|missed``, the same in build/bench.json.
+
+Everything is measured in one run on one machine against a real MLflow server, directly and through the gateway in
+interleaved pairs, because shared machines drift. A figure is a fact about this run, not a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+
+from service.authorization import Snapshot
+from service.journal import schema
+from service.model import Principal
+from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
+from tests.faults.test_process import ready, start
+
+Figure = tuple[str, float, str, str, bool]
+HEADERS = {"Authorization": f"Bearer {TOKENS['user:admin']}"}
+CONNECTIONS = 16
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+class Bench:
+    """Collects figures and prints them."""
+
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+
+    def add(self, name: str, value: float, unit: str, promise: str, held: bool) -> None:
+        self.figures.append((name, round(value, 3), unit, promise, held))
+        print(f"{name} {value:.3f} {unit} {promise} {'held' if held else 'missed'}", flush=True)
+
+    def write(self) -> None:
+        target = ROOT / "build" / "bench.json"
+        target.parent.mkdir(exist_ok=True)
+        keys = ("name", "value", "unit", "promise", "held")
+        target.write_text(json.dumps([dict(zip(keys, item, strict=True)) for item in self.figures], indent=1) + "\n")
+
+
+def decisions(bench: Bench) -> None:
+    """Time access decisions at three sizes and two shapes."""
+    medians = {}
+    for rows in (100, 10_000):
+        for shape in ("spread", "one-registry"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "rows.csv"
+                lines = [
+                    f"p, role:r{index % 100}, {'*' if shape == 'spread' else 'main'}, models/m{index}/*, version:read, allow"
+                    for index in range(rows)
+                ]
+                path.write_text("\n".join([*lines, *(f"g, user:u{i}, role:r{i}" for i in range(100))]) + "\n")
+                snapshot = Snapshot(ROOT / "policies/model.conf", path, ["main"])
+            times = []
+            for index in range(3000):
+                principal = Principal(f"user:u{index % 100}")
+                begun = time.perf_counter()
+                snapshot.decide(principal, "main", f"models/m{index % rows}/versions", "version:read")
+                times.append((time.perf_counter() - begun) * 1e6)
+            medians[rows, shape] = statistics.median(times)
+            if rows == 10_000:
+                limit = 100 if shape == "spread" else 150
+                p99 = percentile(times, 0.99)
+                bench.add(f"decision-p99-10000-{shape}", p99, "us", f"<={limit}", p99 <= limit)
+    growth = medians[10_000, "spread"] / medians[100, "spread"]
+    bench.add("decision-growth-100-to-10000", growth, "ratio", "<=1.5", growth <= 1.5)
+
+
+def start_up(bench: Bench, config: Path) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port()
+    begun = time.perf_counter()
+    process = start(config, port)
+    ready(port, process)
+    seconds = time.perf_counter() - begun
+    bench.add("start-to-ready", seconds, "s", "<=3", seconds <= 3)
+    return process, port
+
+
+def resident(bench: Bench, process: subprocess.Popen[bytes]) -> None:
+    done = subprocess.run(["ps", "-o", "rss=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+    mebibytes = max(int(line) for line in done.stdout.split()) / 1024
+    bench.add("resident-per-worker", mebibytes, "MiB", "<=200", mebibytes <= 200)
+
+
+async def timed(call: Callable[[], Awaitable[None]]) -> float:
+    begun = time.perf_counter()
+    await call()
+    return (time.perf_counter() - begun) * 1000
+
+
+async def paired(
+    direct: Callable[[], Awaitable[None]], through: Callable[[], Awaitable[None]], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Run both in alternating rounds of `CONNECTIONS` calls at once; milliseconds a call."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 2):
+        for side, call in ((0, direct), (1, through)) if index % 2 else ((1, through), (0, direct)):
+            found = await asyncio.gather(*(timed(call) for _ in range(CONNECTIONS)))
+            if index >= 2:  # the first two rounds warm the pools
+                times[side].extend(found)
+    return times
+
+
+async def sequential(
+    direct: Callable[[], Awaitable[None]], through: Callable[[], Awaitable[None]], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Alternate single calls; milliseconds a call."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 5):
+        pair = (await timed(direct), await timed(through))
+        if index >= 5:
+            times[0].append(pair[0])
+            times[1].append(pair[1])
+    return times
+
+
+async def traffic(bench: Bench, socket: str, port: int) -> None:
+    """Time reads, writes and artifacts, directly and through the gateway."""
+    async with (
+        aiohttp.ClientSession(
+            "http://localhost", connector=aiohttp.UnixConnector(socket.removeprefix("unix:"), keepalive_timeout=1.5)
+        ) as direct,
+        aiohttp.ClientSession(
+            f"http://127.0.0.1:{port}", headers=HEADERS, connector=aiohttp.TCPConnector(keepalive_timeout=30)
+        ) as through,
+    ):
+
+        async def post(session: aiohttp.ClientSession, path: str, **message: object) -> dict:
+            async with session.post(f"/api/2.0/mlflow/{path}", json=message) as answer:
+                body = await answer.json()
+                assert answer.status == 200, body
+                return body
+
+        async def get(session: aiohttp.ClientSession, path: str) -> None:
+            async with session.get(f"/api/2.0/mlflow/{path}") as answer:
+                await answer.read()
+                assert answer.status == 200
+
+        run_id = (await post(through, "runs/create", experiment_id="0", start_time=1))["run"]["info"]["run_id"]
+        await post(through, "registered-models/create", name="bench")
+        await post(through, "model-versions/create", name="bench", source=f"runs:/{run_id}/m", run_id=run_id)
+        read = "model-versions/get?name=bench&version=1"
+        alone = await sequential(lambda: get(direct, read), lambda: get(through, read), 300)
+        own = statistics.median(alone[1]) - statistics.median(alone[0])
+        bench.add("read-direct-p50", statistics.median(alone[0]), "ms", "-", True)
+        bench.add("read-through-p50", statistics.median(alone[1]), "ms", "-", True)
+        bench.add("read-own-time-p50", own, "ms", "<=1", own <= 1)
+        busy = await paired(lambda: get(direct, read), lambda: get(through, read), 30)
+        ratio = statistics.median(busy[1]) / statistics.median(busy[0])
+        bench.add("read-ratio-16-connections", ratio, "ratio", "<=1.25", ratio <= 1.25)
+
+        numbers = iter(range(1_000_000))
+
+        async def write(session: aiohttp.ClientSession) -> None:
+            await post(session, "registered-models/set-tag", name="bench", key=f"k{next(numbers) % 50}", value="v")
+
+        alone = await sequential(lambda: write(direct), lambda: write(through), 200)
+        ratio = statistics.median(alone[1]) / statistics.median(alone[0])
+        bench.add("write-direct-p50", statistics.median(alone[0]), "ms", "-", True)
+        bench.add("write-through-p50", statistics.median(alone[1]), "ms", "-", True)
+        bench.add("write-ratio", ratio, "ratio", "<=1.3", ratio <= 1.3)
+        own_times = [b - a for a, b in zip(*alone, strict=True)]
+        own = statistics.median(own_times)
+        bench.add("write-own-time-p50", own, "ms", "<=3", own <= 3)
+        own99 = percentile(alone[1], 0.99) - percentile(alone[0], 0.99)
+        bench.add("write-own-time-p99", own99, "ms", "<=10", own99 <= 10)
+        await artifacts(bench, direct, through, run_id)
+
+
+async def artifacts(bench: Bench, direct: aiohttp.ClientSession, through: aiohttp.ClientSession, run_id: str) -> None:
+    """Stream an artifact both ways."""
+    size = int(os.environ.get("BENCH_ARTIFACT_MIB", "256")) << 20
+
+    async def body() -> object:
+        block = b"x" * (1 << 20)
+        for _ in range(size >> 20):
+            yield block
+
+    async def up(session: aiohttp.ClientSession, name: str) -> None:
+        target = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_id}/artifacts/{name}"
+        async with session.put(target, data=body(), timeout=aiohttp.ClientTimeout(total=300)) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def down(session: aiohttp.ClientSession, name: str) -> None:
+        target = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_id}/artifacts/{name}"
+        async with session.get(target, timeout=aiohttp.ClientTimeout(total=300)) as answer:
+            async for _ in answer.content.iter_chunked(1 << 20):
+                pass
+
+    for name, move in (("upload", up), ("download", down)):
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(3):
+            times[0].append(await timed(lambda move=move: move(direct, "d.bin")))
+            times[1].append(await timed(lambda move=move: move(through, "d.bin")))
+        ratio = statistics.median(times[0]) / statistics.median(times[1])
+        bench.add(f"artifact-{name}-throughput", ratio, "ratio", ">=0.8", ratio >= 0.8)
+
+
+def main() -> int:
+    bench = Bench()
+    decisions(bench)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        server = start_mlflow(directory / "m")
+        config = write_configuration(directory, registries={"main": {"kind": "mlflow", "url": server.url}})
+        schema.upgrade(f"sqlite:///{directory / 'journal.db'}")
+        process, port = start_up(bench, config)
+        try:
+            asyncio.run(traffic(bench, server.url, port))
+            resident(bench, process)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/livez").read()
+        finally:
+            process.terminate()
+            process.wait(timeout=40)
+            stop_mlflow(server)
+    bench.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
