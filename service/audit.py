@@ -47,7 +47,10 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settled:
-    """An operation ended. ``state`` is ``succeeded``, ``failed`` or ``unknown`` (which is settled later)."""
+    """An operation ended.
+
+    ``state`` is ``succeeded``, ``failed``, ``unknown`` (read back later) or ``unproven`` (read back in vain).
+    """
 
     operation: str
     state: str
@@ -400,7 +403,8 @@ class Trail:
         for key in ("sequence", "previous"):
             data.pop(key, None)
         event = build_event(data["action"], "reconciled", data, self._source, self.now(), operation.intent["subject"])
-        await self._append([event], [Settled(operation.operation, outcome), *effects])
+        state = "unproven" if outcome == "unknown" else outcome  # it ends, so that nobody looks again
+        await self._append([event], [Settled(operation.operation, state), *effects])
 
     async def refused(self, operation: Operation, phase: str) -> None:
         """Record a call that was ``denied`` or ``rejected``. Never raises: no stays no."""

@@ -19,7 +19,9 @@ def run_of(it, version="1", model="iris"):
 
 
 async def upload(client, run, raw, path="model/MLmodel"):
-    return await client("PUT", f"{ARTIFACTS}/0/{run}/artifacts/{path}", raw=raw, headers=[("content-type", "text/plain")])
+    return await client(
+        "PUT", f"{ARTIFACTS}/0/{run}/artifacts/{path}", raw=raw, headers=[("content-type", "text/plain")]
+    )
 
 
 async def test_the_marks_of_two_environments_do_not_disturb_each_other(running):

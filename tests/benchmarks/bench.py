@@ -59,8 +59,9 @@ def decisions(bench: Bench) -> None:
         for shape in ("spread", "one-registry"):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "rows.csv"
+                registry = "*" if shape == "spread" else "main"
                 lines = [
-                    f"p, role:r{index % 100}, {'*' if shape == 'spread' else 'main'}, models/m{index}/*, version:read, allow"
+                    f"p, role:r{index % 100}, {registry}, models/m{index}/*, version:read, allow"
                     for index in range(rows)
                 ]
                 path.write_text("\n".join([*lines, *(f"g, user:u{i}, role:r{i}" for i in range(100))]) + "\n")

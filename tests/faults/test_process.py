@@ -21,7 +21,6 @@ import pytest
 from service.backends.http import HttpTransport
 from service.backends.mlflow import MlflowBackend
 from service.journal import schema
-from service.model import Request
 from tests.conftest import TOKENS, free_port, write_configuration
 from tests.surface.test_docs import readme_story, story_of
 
@@ -251,7 +250,7 @@ def test_the_embedded_default_and_its_story(tmp_path):
     assert story_of(story.stdout) == story_of(readme_story())  # the README shows what really happens
     for key in json.loads(tokens.read_text()).values():
         assert key not in (data / "api-keys.yaml").read_text()
-        assert not [line for line in alive(key)]
+        assert alive(key) == []
     # the server dies: the guardian starts another one
     servers = alive(str(data / "mlflow" / "mlflow.sock"))
     for line in servers:

@@ -215,3 +215,27 @@ async def test_a_journal_that_is_down_stops_changes_and_nothing_else(running, ml
             return answer.status == 200
 
         await until(recovered, 5)
+
+
+async def test_what_cannot_be_proved_ends_once_as_unknown(running, mlflow_server, monkeypatch):
+    monkeypatch.setattr(reconciler, "UNPROVEN_SECONDS", 0.0)
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        running(transport=transport_to(proxy), registries=registries(proxy)) as it,
+    ):
+        it.application.reconciler._task.cancel()
+        proxy.swallow_answers_to = "experiments/create"
+        client = Client(it.application.asgi)
+        name = uuid.uuid4().hex
+        lost = await client.rpc("POST", "experiments/create", name=name)
+        assert lost.status == 424
+        again = await client.rpc("POST", "experiments/create", name=name)
+        assert again.status == 409
+        for _ in range(3):
+            await it.application.reconciler.sweep()
+        assert await phases(it, operation=lost.headers["registry-gateway-operation"]) == [
+            ("intent", None),
+            ("outcome", "unknown"),
+            ("reconciled", "unknown"),
+        ]
+        assert it.application.gateway.unsettled == {}

@@ -17,7 +17,9 @@ _MOVING = re.compile(r"[0-9a-f]{8}$|\d\d:\d\d:\d\d", re.MULTILINE)
 
 def story_of(text: str) -> list[str]:
     """Cut what differs from run to run: times and run identifiers."""
-    return [_MOVING.sub("…", line).rstrip() for line in text.splitlines() if line.startswith(("user:", "service:", "  "))]
+    return [
+        _MOVING.sub("…", line).rstrip() for line in text.splitlines() if line.startswith(("user:", "service:", "  "))
+    ]
 
 
 def readme_story() -> str:
