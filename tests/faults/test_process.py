@@ -124,6 +124,7 @@ def test_kill_nine_leaves_no_change_without_an_intent(deployed, tmp_path, mlflow
     assert open_operations(tmp_path) == 0
     process.terminate()
     assert process.wait(timeout=40) == 0
+    process.stderr.close()
     verified = subprocess.run(
         [*COMMAND, "audit", "verify", "--config", str(deployed)], capture_output=True, check=False
     )
