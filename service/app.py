@@ -46,9 +46,11 @@ from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
 from service.journal.store import SqlJournal
+from service.ownership import Ownership
 from service.promoter import Promoter
 from service.promotion.environments import Environments, load_environments
 from service.reconciler import Reconciler
+from service.seals import Seals
 from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
 
@@ -91,11 +93,16 @@ class Application:
         )
         self.changes = Changes(settings.lock_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
+        ownership = Ownership()
+        seals = Seals(ownership)
+        promoter = Promoter(self.environments, gatherer, self.trail, seals)
         self.gateway = Gateway(
             backends=self.backends,
             decide=self.authorizer.decide,
             guard=Guard(self.environments),
-            promoter=Promoter(self.environments, gatherer, self.trail),
+            promoter=promoter,
+            ownership=ownership,
+            seals=seals,
             trail=self.trail,
             changes=self.changes,
             sources={name: registry.sources for name, registry in registries.items()},
@@ -105,6 +112,7 @@ class Application:
         self.reconciler = Reconciler(
             self.gateway,
             self.environments,
+            promoter,
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
@@ -150,7 +158,7 @@ class Application:
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
-        guarded = {item.name: bool(item.rules) for item in self.environments.all}
+        guarded = {item.name: item.seals for item in self.environments.all}
         self.gateway.seals.load(await self.journal.live(), guarded)
         self.trail.start()
         self.reconciler.start()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from service.errors import GatewayError, JournalUnavailable
+from service.errors import GatewayError
 from service.model import (
     Approval,
     Call,
@@ -164,8 +164,8 @@ class Journal(Protocol):
     async def operation_events(self, operation: str) -> list[Event]:
         """List the events of one operation."""
 
-    async def unsettled(self, digest: str | None = None) -> list[OpenOperation]:
-        """List operations that have an intent and no terminal outcome."""
+    async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
+        """List operations that have an intent and no terminal outcome, or *operation* if it is one."""
 
     async def creation(self, registry: str, model: str, binding: str) -> Creation | None:
         """Return who registered the version."""
@@ -321,7 +321,7 @@ def _without_facts(data: Any) -> Any:
 
 def _with_short_texts(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + f"…(cut, {len(value)} characters)"
+        return _cut(value)
     if isinstance(value, dict):
         return {key[:_MAX_TEXT]: _with_short_texts(item) for key, item in list(value.items())[:50]}
     if isinstance(value, list | tuple):
@@ -329,12 +329,28 @@ def _with_short_texts(value: Any) -> Any:
     return value
 
 
+def _cut(text: str) -> str:
+    """Cut *text* so that its JSON has at most about 512 bytes; a character can take twelve."""
+    kept = text[:_MAX_TEXT]
+    while len(json.dumps(kept)) - 2 > _MAX_TEXT:
+        kept = kept[: len(kept) * 3 // 4]
+    return text if len(kept) == len(text) else f"{kept}…(cut, {len(text)} characters)"
+
+
 def _core(data: Any) -> Any:
-    """Keep what every event must say, within any bound."""
-    names = ("phase", "operation", "outcome", "action", "registry", "version", "environment", "decision", "status")
-    short = {name: str(data[name])[:200] if data[name] else data[name] for name in ("resource", "model", "detail")}
-    actor = {"subject": str(data["actor"]["subject"])[:300]}
-    return {**{name: data[name] for name in names}, **short, "actor": actor, "cut": True}
+    """Keep what every event must say, within any bound: lists shrink to their first items, facts are gone."""
+    verdict = data.get("verdict")
+    findings = [
+        {**finding, "because": finding["because"][:100], "missing": finding["missing"][:3]}
+        for finding in (verdict or {}).get("findings", ())[:20]
+    ]
+    return {
+        **data,
+        "actor": {**data["actor"], "groups": list(data["actor"].get("groups", ()))[:5]},
+        "verdict": verdict and {**verdict, "findings": findings},
+        "notes": list(data.get("notes", ()))[:3],
+        "cut": True,
+    }
 
 
 class Trail:
@@ -374,6 +390,7 @@ class Trail:
             JournalUnavailable: it is not recorded, so nothing may be forwarded.
         """
         event = operation.event("intent", None, self._source, self.now())
+        operation.at = self.now()  # it may have waited for its turn until now
         opened = Opened(operation.id, operation.digest, operation.registry, operation.change, operation.at)
         undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
         await self._append(
@@ -434,8 +451,8 @@ class Trail:
             undo=([late.event("outcome", "failed", self._source, self.now())], back),
         )
 
-    async def observed(self, operation: Operation) -> None:
-        """Record a read, where reads are recorded."""
+    async def noted(self, operation: Operation) -> None:
+        """Record what changed nothing: a read, where reads are recorded, or a promotion of what was live."""
         await self._append_or_count([operation.event("outcome", "succeeded", self._source, self.now())])
 
     async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> None:
@@ -464,7 +481,7 @@ class Trail:
             for sink in self._sinks:
                 try:
                     await sink.write(event)
-                except (OSError, JournalUnavailable) as error:
+                except Exception as error:  # noqa: BLE001  # a broken sink must not stop the others
                     self.lost += 1
-                    _log.error("sink failed", problem=str(error))
+                    _log.error("sink failed", problem=f"{type(error).__name__}: {error}")
             self._queue.task_done()

@@ -46,6 +46,12 @@ class Backend(Protocol):
     async def get_logged_model(self, model_id: str) -> LoggedModel:
         """Get a logged model."""
 
+    async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
+        """List the logged models that a run made, at most 100."""
+
+    async def download_uri(self, model: str, version: str) -> str:
+        """Return where the registry itself says a version's files are."""
+
     async def experiment_name(self, experiment_id: str) -> str:
         """Get the name of an experiment."""
 

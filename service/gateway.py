@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from service.audit import Effect, MadeLive, Operation, Registered, Renamed, TakenDown, Trail
 from service.backend import Backend
@@ -18,16 +19,15 @@ from service.errors import (
     OperationPending,
     OutcomeUnknown,
 )
-from service.guard import Carried, Guard, Retired
+from service.guard import Guard
 from service.model import (
+    AliasDelete,
     AliasSet,
     Answer,
     Call,
     Creation,
     Decision,
-    ModelDelete,
     ModelRename,
-    ModelVersion,
     Need,
     OutsideSource,
     Principal,
@@ -35,11 +35,12 @@ from service.model import (
     Record,
     StageSet,
     VersionCreate,
+    binding_of,
     resource,
 )
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
-from service.promotion.gate import Environment
+from service.promotion.gate import Environment, Mark
 from service.provenance import check_run
 from service.seals import Seals
 from service.searching import search
@@ -59,6 +60,8 @@ class Gateway:
         promoter: Promoter,
         trail: Trail,
         changes: Changes,
+        ownership: Ownership,
+        seals: Seals,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
     ) -> None:
@@ -71,8 +74,8 @@ class Gateway:
         self._changes = changes
         self._sources = sources
         self._record_reads = record_reads
-        self._ownership = Ownership()
-        self.seals = Seals(self._ownership)
+        self._ownership = ownership
+        self.seals = seals
         self.unsettled: dict[str, str] = {}
         """Digest of a call whose outcome is unknown -> its operation."""
         self.active: set[str] = set()
@@ -94,14 +97,12 @@ class Gateway:
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
         await self.authorize(backend, call.needs, operation)
-        if call.record is Record.SUMMED:
-            await self.seals.check(backend, call)
         if call.listing is not None or call.experiments:
             answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
         else:
             answer = await self._forward_telemetry_or_read(backend, call)
         if self._record_reads and call.record is Record.NONE:
-            await self.trail.observed(operation)
+            await self.trail.noted(operation)
         return dataclasses.replace(answer, revision=operation.decision.revision)
 
     def backend(self, registry: str) -> Backend:
@@ -162,12 +163,15 @@ class Gateway:
 
     async def _forward_telemetry_or_read(self, backend: Backend, call: Call) -> Answer:
         assert call.request is not None  # only our own promotions have none, and they are recorded each
-        writes = call.record is not Record.NONE
-        try:
-            return await backend.forward(call.request, writes=writes, trace=call.trace)
-        finally:
-            if writes and call.name == "updateExperiment":
-                self._ownership.forget_names(backend.name)
+        if call.record is Record.NONE:
+            return await backend.forward(call.request, writes=False, trace=call.trace)
+        await self.seals.check(backend, call)
+        with self.seals.writing(backend, call):
+            try:
+                return await backend.forward(call.request, writes=True, trace=call.trace)
+            except OutcomeUnknown as error:
+                message = f"The registry {backend.name!r} gave no answer; it may have been done."
+                raise OutcomeUnknown(message) from error
 
     async def _change(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         """One change, from decision to outcome; every refusal before the intent leaves one ``rejected`` event."""
@@ -206,14 +210,17 @@ class Gateway:
         self, backend: Backend, call: Call, environment: Environment, operation: Operation
     ) -> None:
         """On a guarded target only the promotion is asked; a deny row on the alias or stage counts too."""
-        await self._refuse_denied_by_row(backend, call, operation)
         model = getattr(call.change, "model", "")
+        marks = [_need_of(model, mark) for mark in environment.marks]
+        await self._refuse_denied_by_row(backend, call, (*call.needs, *marks), operation)
         operation.environment = environment.name
         need = Need("environment:promote", resource("models", model, "environments", environment.name))
         await self.authorize(backend, (need,), operation)
 
-    async def _refuse_denied_by_row(self, backend: Backend, call: Call, operation: Operation) -> None:
-        for need in call.needs:
+    async def _refuse_denied_by_row(
+        self, backend: Backend, call: Call, needs: Iterable[Need], operation: Operation
+    ) -> None:
+        for need in needs:
             if not isinstance(need.resource, str):
                 continue
             decision = self._decide(call.principal, backend.name, need.resource, need.action)
@@ -232,7 +239,9 @@ class Gateway:
             asked = Asked(change.model, change.version, call.principal)
 
         async def retire(other: Environment) -> None:
+            asked_for = (operation.environment, operation.action, operation.resource, operation.decision)
             await self._authorize_retirement(backend, call, other, operation)
+            operation.environment, operation.action, operation.resource, operation.decision = asked_for
 
         result = await self._promoter.promote(backend, environment, asked, operation, retire)
         self.apply(result.effects)
@@ -244,19 +253,23 @@ class Gateway:
             retired = await self._guard.retires(backend, call.change)
         except NotFound:
             retired = []  # nothing is marked; the registry will say so to those who may ask
-        if retired:
-            await self._refuse_denied_by_row(backend, call, operation)
-            for item in retired:
-                await self._authorize_retirement(backend, call, item.environment, operation)
-        else:
+        if retired and isinstance(call.change, AliasDelete | StageSet):
+            await self._refuse_denied_by_row(backend, call, call.needs, operation)
+        else:  # deleting or renaming is more than taking down: both are asked
             await self.authorize(backend, call.needs, operation)
+        for item in retired:
+            await self._authorize_retirement(backend, call, item.environment, operation)
         await self.seals.check(backend, call)
         if isinstance(call.change, VersionCreate):
             model_id = str(call.request.message.get("model_id", "")) if call.request else ""
             await check_run(backend, call.change, model_id)
-        carried = await self._judge_carried(backend, call, operation)
+        follows = await self._judge_carried(backend, call, operation)
+        ended = tuple(item.environment.name for item in retired if item.ends)
+        if operation.change is not None:  # so that the reconciler knows what follows from it
+            operation.change = {**operation.change, "ended": ended, "carried": [dataclasses.asdict(e) for e in follows]}
         await self.trail.intent(operation)
-        return await self._forward_change(backend, call, operation, retired, carried)
+        with self.seals.writing(backend, call):
+            return await self._forward_change(backend, call, operation, ended, follows)
 
     async def _authorize_retirement(
         self, backend: Backend, call: Call, environment: Environment, operation: Operation
@@ -267,17 +280,19 @@ class Gateway:
         need = Need("environment:retire", resource("models", model, "environments", environment.name))
         await self.authorize(backend, (need,), operation)
 
-    async def _judge_carried(self, backend: Backend, call: Call, operation: Operation) -> list[Carried]:
+    async def _judge_carried(self, backend: Backend, call: Call, operation: Operation) -> list[MadeLive]:
         """A rename that carries a mark into an environment's scope is a promotion of that version."""
-        carried = await self._guard.carries(backend, call.change)
-        for item in carried:
+        follows = []
+        for item in await self._guard.carries(backend, call.change):
             assert isinstance(call.change, ModelRename)  # only renames carry
             name = call.change.new_name
             need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
             await self.authorize(backend, (need,), operation)
             asked = Asked(call.change.model, item.version, call.principal)
-            await self._promoter.judge_carried(backend, item.environment, asked, operation)
-        return carried
+            version = await self._promoter.judge_carried(backend, item.environment, asked, operation)
+            live = await self._promoter.made_live(backend, item.environment, version, operation)
+            follows.append(dataclasses.replace(live, model=name))
+        return follows
 
     def _refuse_unsettled(self, operation: Operation) -> None:
         pending = self.unsettled.get(operation.digest)
@@ -286,7 +301,7 @@ class Gateway:
             raise OperationPending(message)
 
     async def _forward_change(
-        self, backend: Backend, call: Call, operation: Operation, retired: list[Retired], carried: list[Carried]
+        self, backend: Backend, call: Call, operation: Operation, ended: tuple[str, ...], follows: list[MadeLive]
     ) -> Answer:
         assert call.request is not None  # promotions went the other way
         try:
@@ -299,11 +314,7 @@ class Gateway:
         if call.name == "updateExperiment":
             self._ownership.forget_names(backend.name)
         operation.status = answer.status
-        effects = effects_of(call, answer, operation, retired, self.trail.now())
-        for item in carried:
-            assert isinstance(call.change, ModelRename)  # only renames carry
-            version = await backend.get_version(call.change.new_name, item.version)
-            effects.append(await self._promoter.made_live(backend, item.environment, version, operation))
+        effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         await self.trail.outcome(operation, "succeeded", effects)
         self.apply(effects)
         return dataclasses.replace(answer, operation=operation.id, revision=operation.decision.revision)
@@ -311,9 +322,11 @@ class Gateway:
     def apply(self, effects: Iterable[Effect]) -> None:
         """Let the seals follow what became or ceased to be live."""
         for effect in effects:
+            if isinstance(effect, MadeLive | TakenDown):
+                self.seals.settle(effect.registry, effect.model)
             if isinstance(effect, MadeLive):
                 environment = self._guard.environments.get(effect.registry, effect.model, effect.period.environment)
-                if environment is not None and environment.rules:
+                if environment is not None and environment.seals:
                     self.seals.add(effect.registry, effect.model, effect.period)
             elif isinstance(effect, TakenDown):
                 self.seals.drop(effect.registry, effect.model, effect.environments)
@@ -321,42 +334,42 @@ class Gateway:
                 self.seals.rename(effect.registry, effect.model, effect.new_name)
 
 
-def effects_of(call: Call, answer: Answer, operation: Operation, retired: list[Retired], now: float) -> list[Effect]:
+def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[str, ...], now: float) -> list[Effect]:
     """Say what a successful change means for the journal's own tables."""
     change = call.change
     if isinstance(change, VersionCreate):
         return [_registered(call, change, answer.document().get("model_version", {}), operation, now)]
-    if isinstance(change, ModelDelete):
-        return [TakenDown(call.registry, change.model, (), now)]
-    if isinstance(change, ModelRename):
-        ended = TakenDown(call.registry, change.model, (), now)  # what the new name is live in is judged anew
-        return [ended, Renamed(call.registry, change.model, change.new_name)]
-    names = tuple(item.environment.name for item in retired if item.ends)
-    return [TakenDown(call.registry, getattr(change, "model", ""), names, now)] if names else []
+    return consequences(operation.change or {}, call.registry, ended, now)
+
+
+def consequences(change: Mapping[str, Any], registry: str, ended: tuple[str, ...], now: float) -> list[Effect]:
+    """Say what a change that was carried out ends and renames; *change* is as the intent recorded it."""
+    kind, model = change.get("kind"), change.get("model", "")
+    if kind == "ModelDelete":
+        return [TakenDown(registry, model, (), now)]
+    if kind == "ModelRename":  # what the new name is live in was judged anew
+        return [TakenDown(registry, model, (), now), Renamed(registry, model, change["new_name"])]
+    return [TakenDown(registry, model, ended, now)] if ended else []
 
 
 def _registered(
     call: Call, change: VersionCreate, native: Mapping[str, object], operation: Operation, now: float
 ) -> Registered:
-    version = ModelVersion(
-        model=change.model,
-        version=str(native.get("version", "")),
-        status="",
-        stage="",
-        source=str(native.get("source", change.source)),
-        run_id="",
-        aliases=(),
-        tags={},
-        created_ms=int(str(native.get("creation_timestamp", 0))),
-        description="",
-        native=native,
-    )
-    operation.version = version.version
+    version, source = str(native.get("version", "")), str(native.get("source", change.source))
+    binding = binding_of(version, int(str(native.get("creation_timestamp", 0))), source)
+    operation.version = version
     persons = tuple(sorted(call.principal.persons))
     return Registered(
         call.registry,
-        Creation(change.model, version.version, version.binding, call.principal.subject, persons, now),
+        Creation(change.model, version, binding, call.principal.subject, persons, now),
     )
+
+
+def _need_of(model: str, mark: Mark) -> Need:
+    """Say what writing a mark would need if it were not guarded: a row that denies it counts."""
+    if mark.kind == "alias":
+        return Need("alias:set", resource("models", model, "aliases", mark.value))
+    return Need("stage:set", resource("models", model, "stages", mark.value))
 
 
 def _lock_names(call: Call, operation: Operation) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from service.audit import Journal
 from service.backend import Backend
-from service.errors import NotFound
+from service.errors import Conflict, NotFound
 from service.model import Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
@@ -47,11 +47,10 @@ class Gatherer:
             records.evidence(*here) if environment.names("evidence") else _nothing(list[Evidence]()),
             records.approvals(*here),
         )
-        if evidence or approvals:  # a record is about the files its author saw
-            digest = await artifact_digest(backend, candidate)
-            evidence = [item for item in evidence if item.artifact_digest == digest]
-            approvals = [item for item in approvals if item.artifact_digest == digest]
-        return Facts(judged, live, evidence, approvals, principal, reason, self._now())
+        digest = None
+        if evidence or approvals or Source.DIGEST in environment.sources("candidate"):
+            digest = await _digest(backend, candidate)  # a record is about the files its author saw
+        return Facts(judged, live, evidence, approvals, principal, reason, self._now(), digest)
 
     async def _incumbent(
         self, backend: Backend, environment: Environment, candidate: ModelVersion, incumbent: ModelVersion | None
@@ -87,6 +86,13 @@ async def _run(backend: Backend, version: ModelVersion) -> Run | None:
     try:
         return await backend.get_run(run_id)
     except NotFound:
+        return None
+
+
+async def _digest(backend: Backend, version: ModelVersion) -> str | None:
+    try:
+        return await artifact_digest(backend, version)
+    except (Conflict, NotFound):
         return None
 
 

@@ -30,7 +30,7 @@ from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
 from service.promotion.gate import Environment
 from service.provenance import UNVERIFIABLE, artifact_digest
-from service.strict import check_text
+from service.strict import check_text, check_version
 
 
 class Governance:
@@ -82,6 +82,7 @@ class Governance:
         """Bind a record to the very version and store it with its event; a refusal leaves a ``rejected`` one."""
         operation.model, operation.version = model, version
         try:
+            check_version(version)
             found = await backend.get_version(model, version)
             await self._gateway.trail.stored(operation, [await effect_of(found)])
         except GatewayError as error:
@@ -203,6 +204,7 @@ class Governance:
     async def _read_version(
         self, principal: Principal, registry: str, model: str, version: str, name: str, address: str
     ) -> ModelVersion:
+        check_version(version)
         need = Need("version:read", resource("models", model, "versions"))
         backend, _ = await self._open(principal, registry, name, need, address)
         return await backend.get_version(model, version)

@@ -105,8 +105,10 @@ class Guard:
         model = await backend.get_model(change.model)
         carried = []
         for environment in self.environments.of(backend.name, change.new_name):
-            versions = {version for mark in environment.marks for version in marked_versions(model, mark)}
-            carried += [Carried(environment, version) for version in sorted(versions)]
+            live = live_version(model, environment)
+            marked = [version for mark in environment.marks for version in marked_versions(model, mark)]
+            if live is not None or marked:  # a lesser mark without the first one is a mark all the same
+                carried.append(Carried(environment, live or marked[0]))
         return carried
 
     def _marked(self, registry: str, model: str, kind: str, value: str) -> Environment | None:

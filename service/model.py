@@ -446,8 +446,12 @@ class ModelVersion:
     @property
     def binding(self) -> str:
         """Name this very version: one deleted and made again is another, a renamed one is the same."""
-        text = "\n".join((self.version, str(self.created_ms), self.source))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return binding_of(self.version, self.created_ms, self.source)
+
+
+def binding_of(version: str, created_ms: int, source: str) -> str:
+    """Name one very version of a model."""
+    return hashlib.sha256(f"{version}\n{created_ms}\n{source}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

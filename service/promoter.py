@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from service.audit import Effect, MadeLive, Operation, TakenDown, Trail
 from service.backend import Backend
-from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
+from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer
 from service.guard import live_version, marked_versions
-from service.model import LivePeriod, ModelVersion, Principal, PromotionResult, RegisteredModel
+from service.model import LivePeriod, ModelVersion, Principal, PromotionResult, RegisteredModel, Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
-from service.provenance import origin_of
+from service.provenance import origin_of_version
+from service.seals import Seals
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,12 @@ class Marking:
 class Promoter:
     """Makes versions live. The caller holds the model's lock."""
 
-    def __init__(self, environments: Environments, gatherer: Gatherer, trail: Trail) -> None:
-        """Judge with *gatherer*'s facts and write phases to *trail*."""
+    def __init__(self, environments: Environments, gatherer: Gatherer, trail: Trail, seals: Seals) -> None:
+        """Judge with *gatherer*'s facts, write phases to *trail*, and seal what is judged."""
         self._environments = environments
         self._gatherer = gatherer
         self._trail = trail
+        self._seals = seals
 
     async def promote(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, retire: Retire
@@ -75,51 +77,70 @@ class Promoter:
         )
         live = live_version(model, environment)
         incumbent = await self._incumbent(backend, candidate, live)
-        if asked.if_match is not None and asked.if_match not in ("*", etag(incumbent)):
+        wanted = asked.if_match
+        if wanted is not None and (wanted != etag(incumbent) if wanted != "*" else incumbent is None):
             message = f"What is live in {environment.name!r} is not what If-Match names; nothing was written."
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
+        origin = await _origin(backend, candidate)
+        with self._seals.provisional(backend.name, asked.model, environment, asked.version, origin):
+            verdict = await self._judge(backend, environment, candidate, incumbent, asked)
+            operation.verdict = verdict
+            marking = Marking(self.missing_marks(backend.name, model, candidate, environment), model, candidate)
+            if asked.dry_run:
+                return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
+            if not marking.marks and live == asked.version:
+                return await self._say_unchanged(operation, verdict, candidate)
+            if not verdict.allowed:
+                message = (
+                    f"The gate of {environment.name!r} is closed for version {asked.version} of {asked.model!r}; "
+                    "nothing was written."
+                )
+                raise GateClosed(message, verdict)
+            if any(mark.kind == "stage" for mark in marking.marks):
+                for other in self._staged(backend.name, candidate, environment):
+                    if self._later(other, environment):
+                        await retire(other)
+            operation.after = {"version": asked.version}
+            await self._trail.intent(operation)
+            return await self._write(backend, environment, asked, operation, marking)
+
+    async def _judge(
+        self,
+        backend: Backend,
+        environment: Environment,
+        candidate: ModelVersion,
+        incumbent: ModelVersion | None,
+        asked: Asked,
+    ) -> Verdict:
         facts = await self._gatherer.facts(backend, environment, candidate, incumbent, asked.principal, asked.reason)
-        verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
-        operation.verdict = verdict
-        marks = self._marks_to_write(backend.name, model, candidate, environment)
-        if asked.dry_run:
-            return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
-        if not marks and live == asked.version:
-            operation.after = {"version": live}
-            operation.notes.append("unchanged: it was live already")
-            await self._trail.observed(operation)
-            return PromotionResult(operation.id, "unchanged", asked.dry_run, live, live, verdict, candidate)
-        if not verdict.allowed:
-            message = (
-                f"The gate of {environment.name!r} is closed for version {asked.version} of {asked.model!r}; "
-                "nothing was written."
-            )
-            raise GateClosed(message, verdict)
-        if any(mark.kind == "stage" for mark in marks):
-            for other in self._staged(backend.name, candidate, environment):
-                if self._later(other, environment):
-                    await retire(other)
-        operation.environment, operation.after = environment.name, {"version": asked.version}
-        await self._trail.intent(operation)
-        return await self._write(backend, environment, asked, operation, Marking(marks, model, candidate))
+        return await asyncio.to_thread(environment.judge, facts, backend.name)
+
+    async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
+        operation.after = {"version": version.version}
+        operation.notes.append("unchanged: it was live already")
+        await self._trail.noted(operation)
+        live = version.version
+        return PromotionResult(
+            operation.id, "unchanged", dry_run=False, before=live, after=live, verdict=verdict, version=version
+        )
 
     async def judge_carried(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation
-    ) -> None:
-        """Judge a version that a rename would carry into *environment*; the new name has no incumbent.
+    ) -> ModelVersion:
+        """Judge a version that a rename would carry into *environment*, and return it; the new name has no incumbent.
 
         Raises:
             GateClosed: a rule failed.
         """
         candidate = await backend.get_version(asked.model, asked.version)
-        facts = await self._gatherer.facts(backend, environment, candidate, None, asked.principal, asked.reason)
-        verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
+        verdict = await self._judge(backend, environment, candidate, None, asked)
         operation.verdict, operation.environment = verdict, environment.name
         if not verdict.allowed:
             message = f"The new name is in {environment.name!r}, whose gate is closed for version {asked.version}."
             raise GateClosed(message, verdict)
+        return candidate
 
     @staticmethod
     async def _incumbent(backend: Backend, candidate: ModelVersion, live: str | None) -> ModelVersion | None:
@@ -139,7 +160,7 @@ class Promoter:
         """Tell whether *one* stands after *other* in the file, which lists environments on the way to production."""
         return self._environments.all.index(one) > self._environments.all.index(other)
 
-    def _marks_to_write(
+    def missing_marks(
         self, registry: str, model: RegisteredModel, candidate: ModelVersion, environment: Environment
     ) -> list[Mark]:
         """List the marks that are not on the candidate yet.
@@ -162,22 +183,10 @@ class Promoter:
         live = live_version(marking.model, environment)
         try:
             await self._write_marks(backend, asked, marking, operation)
-            model, version = await asyncio.gather(
-                backend.get_model(asked.model), backend.get_version(asked.model, asked.version)
-            )
-            found = live_version(model, environment)
-            if found != asked.version:
-                message = f"After the write {found!r} is live; something else writes beside the gateway."
-                raise Conflict(message, operation=operation.id)
-            effects = await self._effects(backend, environment, version, model, marking, operation)
+            effects, version = await self._read_back(backend, environment, asked, operation, marking)
         except GatewayError as error:
-            # a read that failed after the write leaves the outcome as unknown as a lost answer does
-            unknown = isinstance(error, OutcomeUnknown | RegistryUnavailable)
-            operation.detail = error.detail
-            await self._trail.outcome(operation, "unknown" if unknown else "failed")
-            error.operation = operation.id
-            if unknown and not isinstance(error, OutcomeUnknown):
-                raise OutcomeUnknown(error.detail, operation=operation.id) from error
+            operation.detail, error.operation = error.detail, operation.id
+            await self._trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
         await self._trail.outcome(operation, "succeeded", effects)
         assert operation.verdict is not None  # promote() set it
@@ -191,6 +200,21 @@ class Promoter:
             version=version,
             effects=tuple(effects),
         )
+
+    async def _read_back(
+        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
+    ) -> tuple[list[Effect], ModelVersion]:
+        try:
+            model, version = await asyncio.gather(
+                backend.get_model(asked.model), backend.get_version(asked.model, asked.version)
+            )
+            found = live_version(model, environment)
+            if found != asked.version:
+                message = f"After the write {found!r} is live; something else writes beside the gateway."
+                raise Conflict(message)
+            return await self.effects(backend, environment, version, model, marking, operation), version
+        except RegistryUnavailable as error:  # written, but not seen to be
+            raise OutcomeUnknown(error.detail) from error
 
     async def _write_marks(self, backend: Backend, asked: Asked, marking: Marking, operation: Operation) -> None:
         written: list[Mark] = []
@@ -209,27 +233,28 @@ class Promoter:
     async def _restore(
         backend: Backend, marking: Marking, written: list[Mark], operation: Operation, cause: GatewayError
     ) -> None:
-        """Take written aliases back, so that an environment's marks move together or not at all.
+        """Take written marks back, so that an environment's marks move together or not at all.
 
         Raises:
             OutcomeUnknown: they could not be taken back; the reconciler looks at it.
         """
+        name, candidate = marking.model.name, marking.candidate
         for mark in written:
-            if mark.kind != "alias":
-                continue
-            before = marking.model.aliases.get(mark.value)
+            before = marked_versions(marking.model, mark)
             try:
-                if before is None:
-                    await backend.delete_alias(marking.model.name, mark.value)
-                else:
-                    await backend.set_alias(marking.model.name, mark.value, before)
+                if before:
+                    await write_mark(backend, name, mark, before[-1])
+                elif mark.kind == "alias":
+                    await backend.delete_alias(name, mark.value)
+                if mark.kind == "stage":
+                    await backend.set_stage(name, candidate.version, candidate.stage)
             except GatewayError as error:
-                message = f"The alias {mark.value} was written, another mark was not, and it could not be taken back."
+                message = f"The {mark.kind} {mark.value} was written, another mark was not, and it was not taken back."
                 raise OutcomeUnknown(message) from error
-            operation.notes.append(f"compensated: the alias {mark.value} is on {before or 'nothing'} again")
+            operation.notes.append(f"compensated: the {mark.kind} {mark.value} is on {before or 'nothing'} again")
         operation.notes.append(f"because: {cause.detail}")
 
-    async def _effects(
+    async def effects(
         self,
         backend: Backend,
         environment: Environment,
@@ -238,6 +263,7 @@ class Promoter:
         marking: Marking,
         operation: Operation,
     ) -> list[Effect]:
+        """Say what a written promotion means for the journal's own tables."""
         effects: list[Effect] = [await self.made_live(backend, environment, version, operation)]
         ended = tuple(
             other.name
@@ -274,11 +300,6 @@ async def made_live(
     reason: str,
 ) -> MadeLive:
     """Say for the journal that *version* is live in *environment*, and what stands behind it."""
-    try:
-        origin = await origin_of(backend, version.source)
-        behind = {origin.run_id, origin.model_id, version.run_id}
-    except GatewayError:
-        behind = {version.run_id}
     return MadeLive(
         backend.name,
         version.model,
@@ -291,9 +312,22 @@ async def made_live(
             by=by,
             operation=operation,
             reason=reason,
-            behind=tuple(sorted(item for item in behind if item)),
+            behind=tuple(sorted(await _origin(backend, version))),
         ),
     )
+
+
+async def _origin(backend: Backend, version: ModelVersion) -> frozenset[str]:
+    """Return the run and the logged models behind *version*.
+
+    Raises:
+        RegistryUnavailable: they cannot be told, so they could not be sealed.
+    """
+    claimed = frozenset({version.run_id} - {""})
+    try:
+        return (await origin_of_version(backend, version)).identifiers | claimed
+    except (Conflict, NotFound):
+        return claimed
 
 
 async def write_mark(backend: Backend, model: str, mark: Mark, version: str) -> None:

@@ -6,12 +6,12 @@ import hashlib
 from dataclasses import dataclass
 
 from service.backend import Backend
-from service.errors import InvalidRequest, NotFound
-from service.model import ModelVersion, OfRun, VersionCreate
+from service.errors import Conflict, InvalidRequest, NotFound
+from service.model import LoggedModel, ModelVersion, OfRun, Run, VersionCreate
 from service.ownership import parse_artifact_path
 
 UNVERIFIABLE = "unverifiable"
-"""The digest of files that clients write to storage directly, or that are too many or too large to read."""
+"""The digest of files that clients write to storage directly: the gateway cannot see them change."""
 
 MAX_DIGEST_BYTES = 1 << 30
 _MAX_FILES = 2_000
@@ -24,49 +24,75 @@ class Origin:
     """What stands behind a source. ``run_id`` is None where the registry cannot tell."""
 
     run_id: str | None
-    model_id: str | None
-    files: str | None
-    """Where the files are below the registry's artifact root, or None for storage outside it."""
+    model_ids: tuple[str, ...]
+    files: tuple[str, ...]
+    """Where the files are below the registry's artifact root; none for storage outside it."""
+
+    @property
+    def identifiers(self) -> frozenset[str]:
+        """Return the run and the logged models."""
+        return frozenset({*self.model_ids, *([self.run_id] if self.run_id else [])})
+
+
+_OUTSIDE = Origin(None, (), ())
 
 
 async def origin_of(backend: Backend, source: str) -> Origin:
     """Follow *source* to the run and the files behind it.
 
     Raises:
-        NotFound: it names something that does not exist.
+        NotFound: it names something that does not exist. Conflict: it leads on and on.
     """
     for _ in range(_MAX_HOPS):
-        scheme, _, rest = source.partition(":")
+        scheme, _, rest = source.partition(":/")
         if scheme == "models":
             name, _, version = rest.strip("/").rpartition("/")
             if not name:
-                logged = await backend.get_logged_model(version)
-                return Origin(logged.source_run_id or None, version, _files(logged.artifact_uri))
-            source = (await backend.get_version(name, version)).source
+                return _of_logged_model(await backend.get_logged_model(version))
+            source = await backend.download_uri(name, version)
             continue
         if scheme == "runs":
             run_id, _, path = rest.lstrip("/").partition("/")
-            run = await backend.get_run(run_id)
-            return Origin(run_id, None, _files(f"{run.artifact_uri.rstrip('/')}/{path}"))
-        if source.startswith(_ROOT) and not source.startswith(_ROOT + "/"):
-            return await _origin_of_path(backend, source.removeprefix(_ROOT))
-        break
-    return Origin(None, None, None)
+            return await _of_run(backend, await backend.get_run(run_id), path)
+        if scheme == "mlflow-artifacts" and not rest.startswith("/"):
+            return await _of_path(backend, rest)
+        return _OUTSIDE
+    message = f"The source leads over more than {_MAX_HOPS} other versions."
+    raise Conflict(message)
 
 
-async def _origin_of_path(backend: Backend, path: str) -> Origin:
+def _of_logged_model(logged: LoggedModel) -> Origin:
+    return Origin(logged.source_run_id or None, (logged.model_id,), _files(logged.artifact_uri))
+
+
+async def _of_run(backend: Backend, run: Run, path: str) -> Origin:
+    """MLflow reads ``runs:/run/name`` from the run's files and from its logged models too: all of them count."""
+    logged = await backend.models_of_run(run.run_id, run.experiment_id)
+    files = [
+        *_files(f"{run.artifact_uri.rstrip('/')}/{path}"),
+        *(file for m in logged for file in _files(m.artifact_uri)),
+    ]
+    return Origin(run.run_id, tuple(item.model_id for item in logged), tuple(files))
+
+
+async def _of_path(backend: Backend, path: str) -> Origin:
     try:
         _, owner = parse_artifact_path(path)
     except InvalidRequest:
-        return Origin(None, None, path)
+        return Origin(None, (), (path,))
     if isinstance(owner, OfRun):
-        return Origin(owner.run_id, None, path)
+        return Origin(owner.run_id, (), (path,))
     logged = await backend.get_logged_model(owner.model_id)
-    return Origin(logged.source_run_id or None, owner.model_id, path)
+    return Origin(logged.source_run_id or None, (logged.model_id,), (path,))
 
 
-def _files(uri: str) -> str | None:
-    return uri.removeprefix(_ROOT) if uri.startswith(_ROOT) and not uri.startswith(_ROOT + "/") else None
+def _files(uri: str) -> tuple[str, ...]:
+    return (uri.removeprefix(_ROOT),) if uri.startswith(_ROOT) and not uri.startswith(_ROOT + "/") else ()
+
+
+async def origin_of_version(backend: Backend, version: ModelVersion) -> Origin:
+    """Follow a version to what the registry serves for it, whatever its source names by now."""
+    return await origin_of(backend, await backend.download_uri(version.model, version.version) or version.source)
 
 
 async def check_run(backend: Backend, change: VersionCreate, model_id: str) -> None:
@@ -78,46 +104,55 @@ async def check_run(backend: Backend, change: VersionCreate, model_id: str) -> N
         InvalidRequest: they disagree, or cannot be shown to agree.
     """
     origin = await origin_of(backend, change.source)
-    if model_id and origin.model_id is not None and model_id != origin.model_id:
+    if model_id and origin.model_ids and model_id not in origin.model_ids:
         message = "model_id names another logged model than the source."
         raise InvalidRequest(message)
-    if not change.run_id or origin.run_id == change.run_id:
+    if not change.run_id or await _is_run_of(backend, change.run_id, change.source, origin):
         return
-    if origin.run_id is None and origin.files is None:
-        run = await backend.get_run(change.run_id)
-        root = run.artifact_uri.rstrip("/") + "/"
-        if root != "/" and change.source.startswith(root):
-            return
     message = "run_id names another run than the one the source comes from."
     raise InvalidRequest(message)
 
 
+async def _is_run_of(backend: Backend, run_id: str, source: str, origin: Origin) -> bool:
+    if origin.run_id is not None or origin.files:
+        return origin.run_id == run_id
+    root = (await backend.get_run(run_id)).artifact_uri.rstrip("/") + "/"
+    return root != "/" and source.startswith(root)
+
+
 async def run_behind(backend: Backend, version: ModelVersion) -> str | None:
-    """Return the run whose metrics are this version's, or None if its run and its source disagree."""
+    """Return the run whose metrics are this version's, or None if its run and its files disagree."""
     if not version.run_id:
         return None
     try:
-        await check_run(backend, VersionCreate(version.model, version.source, version.run_id), "")
-    except (InvalidRequest, NotFound):
+        origin = await origin_of_version(backend, version)
+        same = await _is_run_of(backend, version.run_id, version.source, origin)
+    except (Conflict, NotFound):
         return None
-    return version.run_id
+    return version.run_id if same else None
 
 
 async def artifact_digest(backend: Backend, version: ModelVersion) -> str:
-    """Return sha256 over the sorted (path, sha256) of the version's files, or `UNVERIFIABLE`."""
-    try:
-        origin = await origin_of(backend, version.source)
-    except NotFound:
+    """Return sha256 over the sorted (path, sha256) of the version's files.
+
+    `UNVERIFIABLE` for storage that clients write directly.
+
+    Raises:
+        Conflict: too many or too large to be read, so that nothing can be bound to them. NotFound.
+    """
+    origin = await origin_of_version(backend, version)
+    if not origin.files:
         return UNVERIFIABLE
-    if origin.files is None:
-        return UNVERIFIABLE
-    total = hashlib.sha256()
-    files = await backend.list_files(origin.files, _MAX_FILES)
-    if files is None or sum(size for _, size in files) > MAX_DIGEST_BYTES:
-        return UNVERIFIABLE
-    for path, _ in sorted(files):
-        digest = hashlib.sha256()
-        async for part in backend.read_file(path):
-            digest.update(part)
-        total.update(f"{path.removeprefix(origin.files)}\0{digest.hexdigest()}\n".encode())
+    total, size = hashlib.sha256(), 0
+    for root in origin.files:
+        files = await backend.list_files(root, _MAX_FILES)
+        size += sum(item for _, item in files or ())
+        if files is None or size > MAX_DIGEST_BYTES:
+            message = f"The version has more than {_MAX_FILES} files or {MAX_DIGEST_BYTES} bytes; nothing can be bound."
+            raise Conflict(message)
+        for path, _ in sorted(files):
+            digest = hashlib.sha256()
+            async for part in backend.read_file(path):
+                digest.update(part)
+            total.update(f"{path}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()

@@ -11,13 +11,13 @@ from typing import Any
 
 import structlog
 
-from service.audit import Effect, OpenOperation, Registered, Renamed, TakenDown
+from service.audit import Effect, MadeLive, OpenOperation, Registered
 from service.backend import Backend
 from service.errors import GatewayError, NotFound
-from service.gateway import Gateway
-from service.guard import live_version, marked_versions
-from service.model import Creation
-from service.promoter import made_live, write_mark
+from service.gateway import Gateway, consequences
+from service.guard import live_version
+from service.model import Creation, LivePeriod
+from service.promoter import Promoter, made_live, write_mark
 from service.promotion.environments import Environments
 
 SETTLE_SECONDS = 10.0
@@ -34,9 +34,12 @@ Proof = tuple[bool | None, str, list[Effect]]
 class Reconciler:
     """Settles operations that a crash, a lost answer or a failing journal left without an outcome."""
 
-    def __init__(self, gateway: Gateway, environments: Environments, deadlines: Mapping[str, float]) -> None:
+    def __init__(
+        self, gateway: Gateway, environments: Environments, promoter: Promoter, deadlines: Mapping[str, float]
+    ) -> None:
         """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds."""
         self._gateway = gateway
+        self._promoter = promoter
         self._deadlines = deadlines
         self._started = gateway.trail.now()
         self._environments = environments
@@ -58,22 +61,30 @@ class Reconciler:
                 await self.sweep()
             except GatewayError as error:
                 _log.warning("reconciling is waiting", problem=error.detail)
+            except Exception as error:  # noqa: BLE001  # it must never end
+                _log.error("reconciling failed", problem=f"{type(error).__name__}: {error}")
             await asyncio.sleep(_PACE_SECONDS)
 
     async def sweep(self) -> int:
         """Try to settle every open operation once; return how many are left."""
-        left = 0
+        by_registry: dict[str, list[OpenOperation]] = {}
         for found in await self._gateway.trail.journal.unsettled():
-            if found.operation in self._gateway.active:
-                continue
-            self._gateway.unsettled[found.digest] = found.operation
+            if found.operation not in self._gateway.active:
+                self._gateway.unsettled[found.digest] = found.operation
+                by_registry.setdefault(found.registry, []).append(found)
+        # a registry that hangs delays its own operations only
+        return sum(await asyncio.gather(*(self._sweep_one(items) for items in by_registry.values())))
+
+    async def _sweep_one(self, items: list[OpenOperation]) -> int:
+        left = 0
+        for found in items:
             try:
                 settled = await self._settle(found)
-            except GatewayError as error:
-                _log.warning("cannot settle yet", operation=found.operation, problem=error.detail)
+            except Exception as error:  # noqa: BLE001  # one odd operation must not keep the others open
+                _log.warning("cannot settle yet", operation=found.operation, problem=f"{type(error).__name__}: {error}")
                 settled = False
-            if settled:
-                self._gateway.unsettled.pop(found.digest, None)
+            if settled and self._gateway.unsettled.get(found.digest) == found.operation:
+                del self._gateway.unsettled[found.digest]
             left += not settled
         return left
 
@@ -84,7 +95,9 @@ class Reconciler:
             return False
         change = found.change or {}
         names = tuple(name for name in (change.get("model"), change.get("new_name")) if name)
-        async with self._gateway.lock(found.registry, names or (found.operation,)):
+        async with self._gateway.lock(found.registry, names or (f"\0{found.digest}",)):
+            if not await self._gateway.trail.journal.unsettled(found.operation):
+                return True  # it ended while this one waited for its turn
             try:
                 done, seen, effects = await self._prove(backend, found)
             except NotFound as error:  # what it was about is gone
@@ -97,7 +110,7 @@ class Reconciler:
                 outcome = "failed" if self._is_late(found) else None
             if outcome is None:
                 return False
-            effects = effects if done else []
+            effects = [*effects, *_follow(found)] if done else []
             await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
             self._gateway.apply(effects)
         return True
@@ -120,7 +133,7 @@ class Reconciler:
         if environment and after:
             return await self._prove_promotion(backend, found, change, environment)
         if change["kind"] in ("ModelCreate", "ModelUpdate", "ModelRename", "ModelDelete"):
-            return await self._prove_model(backend, found, change)
+            return await self._prove_model(backend, change)
         if change["kind"] in ("VersionCreate", "VersionUpdate", "VersionDelete", "StageSet"):
             return await self._prove_version(backend, found, change)
         return await self._prove_mark(backend, change)
@@ -133,17 +146,16 @@ class Reconciler:
             return None, "the environment is not configured any more", []
         model = await backend.get_model(change["model"])
         live = live_version(model, environment)
-        if live != change["version"]:
+        if live is None or live != change["version"]:
             return False, f"read back: {live or 'nothing'} is live in {name}", []
         seen = f"read back: version {live} is live in {name}"
-        for mark in environment.marks:  # the gate was open, so the promotion is completed
-            if live not in marked_versions(model, mark):
-                await write_mark(backend, change["model"], mark, change["version"])
-                seen += f"; the {mark.kind} {mark.value} was missing and is written"
+        version = await backend.get_version(change["model"], live)
+        for mark in self._promoter.missing_marks(backend.name, model, version, environment):
+            await write_mark(backend, change["model"], mark, live)  # the gate was open: the promotion is completed
+            seen += f"; the {mark.kind} {mark.value} was missing and is written"
         periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
         if any(item.environment == name and item.since > found.at for item in periods):
             return True, f"{seen}, by a later promotion", []
-        version = await backend.get_version(change["model"], change["version"])
         data = found.intent["data"]
         effect = await made_live(
             backend,
@@ -156,21 +168,17 @@ class Reconciler:
         )
         return True, seen, [effect]
 
-    async def _prove_model(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
+    @staticmethod
+    async def _prove_model(backend: Backend, change: Mapping[str, Any]) -> Proof:
         kind, name = change["kind"], change["model"]
         if kind == "ModelRename":
             old, new = await _exists(backend, name), await _exists(backend, change["new_name"])
             if old == new:
                 return None, "both names or neither exist", []
-            return (
-                new,
-                f"read back: the model is named {change['new_name'] if new else name}",
-                [Renamed(backend.name, name, change["new_name"])],
-            )
+            return new, f"read back: the model is named {change['new_name'] if new else name}", []
         exists = await _exists(backend, name)
         if kind == "ModelDelete":
-            taken: list[Effect] = [TakenDown(backend.name, name, (), found.at)]
-            return not exists, f"read back: the model {'exists' if exists else 'is gone'}", taken
+            return not exists, f"read back: the model {'exists' if exists else 'is gone'}", []
         if kind == "ModelCreate" or not exists:
             return exists, f"read back: the model {'exists' if exists else 'does not exist'}", []
         same = (await backend.get_model(name)).description == change["description"]
@@ -191,6 +199,8 @@ class Reconciler:
         return version.description == change["description"], "read back: the description", []
 
     async def _prove_creation(self, backend: Backend, found: OpenOperation, change: Mapping[str, Any]) -> Proof:
+        if "'" in change["model"] and '"' in change["model"]:
+            return None, "the registry cannot list the versions of a model with both quotation marks", []
         since = found.at * 1000 - _CLOCK_SKEW_MS
         made = []
         for version in await backend.list_versions(change["model"]):
@@ -220,6 +230,16 @@ class Reconciler:
             tags = (await backend.get_model(change["model"])).tags
         wanted = change.get("value") if kind == "TagSet" else None
         return tags.get(change["key"]) == wanted, "read back: the tag", []
+
+
+def _follow(found: OpenOperation) -> list[Effect]:
+    """Say what follows from an operation that was done, as its intent recorded it."""
+    change = found.change or {}
+    effects = consequences(change, found.registry, tuple(change.get("ended", ())), found.at)
+    for item in change.get("carried", ()):
+        period = {**item["period"], "behind": tuple(item["period"]["behind"])}
+        effects.append(MadeLive(item["registry"], item["model"], LivePeriod(**period)))
+    return effects
 
 
 async def _exists(backend: Backend, model: str) -> bool:

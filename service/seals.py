@@ -5,17 +5,20 @@ Kept in memory, so that telemetry never waits for the journal; read from the jou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from service.backend import Backend
-from service.errors import Conflict, GatewayError
+from service.errors import Busy, Conflict, GatewayError, OutcomeUnknown
 from service.model import Call, LivePeriod, OfArtifact, OfExperiment, OfLoggedModel, OfRun
 from service.ownership import Ownership, parse_artifact_path
+from service.promotion.gate import Environment
 
 _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
 _UNJUDGED = frozenset({"updateRun"})
-"""Ending a run changes nothing that a rule judged."""
+"""A pipeline that promotes inside its run must be able to end the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Seals:
         """Find the experiments of sealed runs through *ownership*."""
         self._ownership = ownership
         self._seals: dict[tuple[str, str, str], Seal] = {}
+        self._writing: Counter[tuple[str, str]] = Counter()
 
     def load(self, live: Iterable[tuple[str, str, LivePeriod]], guarded: Mapping[str, bool]) -> None:
         """Begin with what is *live* by record; *guarded* says which environments have rules."""
@@ -48,6 +52,52 @@ class Seals:
         """Seal what stands behind a version that became live; what was live there before is free."""
         seal = Seal(registry, model, period.environment, period.version, frozenset(period.behind))
         self._seals[registry, model, period.environment] = seal
+
+    @contextlib.contextmanager
+    def provisional(
+        self, registry: str, model: str, environment: Environment, version: str, behind: frozenset[str]
+    ) -> Iterator[None]:
+        """Seal what is being judged, so that what is judged is what becomes live; kept if the outcome is unknown.
+
+        Raises:
+            Busy: something behind it is being written just now. Nothing was forwarded; try again.
+        """
+        if not environment.seals:
+            yield
+            return
+        if any(self._writing.get((registry, identifier)) for identifier in behind):
+            message = "Something behind the version is being written just now; nothing was changed. Try again."
+            raise Busy(message)
+        key = (registry, model, f"{environment.name} (being judged)")
+        self._seals[key] = Seal(registry, model, environment.name, version, behind)
+        try:
+            yield
+        except OutcomeUnknown:
+            raise  # it may be live: the reconciler's proof replaces the seal
+        except BaseException:
+            del self._seals[key]
+            raise
+        else:
+            del self._seals[key]
+
+    @contextlib.contextmanager
+    def writing(self, backend: Backend, call: Call) -> Iterator[None]:
+        """Count a write while it is under way, so that nothing is judged that is still changing."""
+        keys = [(backend.name, identifier) for identifier in _written(call)]
+        for key in keys:
+            self._writing[key] += 1
+        try:
+            yield
+        finally:
+            for key in keys:
+                self._writing[key] -= 1
+                if not self._writing[key]:
+                    del self._writing[key]
+
+    def settle(self, registry: str, model: str) -> None:
+        """Drop the provisional seals of *model*: what became of them is proved."""
+        for key in [key for key in self._seals if key[:2] == (registry, model) and key[2].endswith(")")]:
+            del self._seals[key]
 
     def drop(self, registry: str, model: str, environments: Iterable[str]) -> None:
         """Break the seals of *environments* (none: of the whole model)."""
@@ -71,9 +121,9 @@ class Seals:
         """
         if not self._seals or call.name in _UNJUDGED:
             return
+        for identifier in _written(call):
+            self._refuse(backend.name, identifier)
         for need in call.needs:
-            if need.action in _WRITES and isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact):
-                self._refuse(backend.name, _identifier(need.resource))
             if need.action == "experiment:delete" and isinstance(need.resource, OfExperiment):
                 await self._refuse_experiment(backend, need.resource.experiment_id)
 
@@ -96,6 +146,15 @@ class Seals:
                     continue
                 if owner == experiment_id:
                     self._refuse(backend.name, identifier)
+
+
+def _written(call: Call) -> list[str]:
+    """List the runs and logged models that a call writes to."""
+    return [
+        _identifier(need.resource)
+        for need in call.needs
+        if need.action in _WRITES and isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact)
+    ]
 
 
 def _identifier(where: OfRun | OfLoggedModel | OfArtifact) -> str:

@@ -93,6 +93,8 @@ class Front:
                 receive = await self._read_own_body(scope, receive)
             await (self._own if own else self._dialect)(scope, receive, reply)
         except GatewayError as error:
+            if reply.started:  # the client sees a transfer that was cut
+                raise
             await respond(reply, *render(error))
         except ClientGone:
             return
@@ -180,7 +182,7 @@ class _Reply:
             headers = [(name.lower(), value) for name, value in event.get("headers", ())]
             if any(name == b"registry-gateway-operation" for name, _ in headers):
                 self._scope["state"]["recorded"] = True
-            if 400 <= status < 500:  # "no"; 5xx is "cannot tell"
+            if 400 <= status < 500 and status != 424:  # "no"; 5xx and 424 are "cannot tell"
                 await self._record(self._scope, status)  # type: ignore[misc]  # a coroutine function
             present = {name for name, _ in headers}
             event = {**event, "headers": [*headers, *(item for item in _SECURITY if item[0] not in present)]}

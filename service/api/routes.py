@@ -27,7 +27,7 @@ from service.model import (
     Verdict,
 )
 from service.promotion.facts import version_document
-from service.strict import check_text
+from service.strict import check_text, check_version
 
 Version = Annotated[str, PathParameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]
 Cursor = Annotated[str | None, QueryParameter(pattern="^[0-9]{1,18}$", description="From `next_cursor`.")]
@@ -227,7 +227,7 @@ class EnvironmentController(Controller):
         change = Promotion(
             model=check_text(model, "model name"),
             environment=environment,
-            version=data.version,
+            version=check_version(data.version),
             reason=data.reason,
             dry_run=data.dry_run,
             if_match=if_match,
@@ -376,7 +376,9 @@ def _verdict_body(document: dict[str, Any]) -> s.VerdictBody:
 
 
 def _evidence(item: Evidence) -> s.EvidenceBody:
-    return s.EvidenceBody(item.id, item.kind, item.result, item.by, dict(item.facts), item.source, _stamp(item.at))
+    return s.EvidenceBody(
+        item.id, item.kind, item.result, item.by, dict(item.facts), item.source, item.artifact_digest, _stamp(item.at)
+    )
 
 
 def _approval(item: Approval) -> s.ApprovalBody:
@@ -390,6 +392,7 @@ def _approval(item: Approval) -> s.ApprovalBody:
         _stamp(item.at),
         _stamp(item.expires) if item.expires is not None else None,
         item.rules_digest,
+        item.artifact_digest,
         item.revoked,
     )
 

@@ -119,6 +119,7 @@ class ApprovalBody(Struct):
     at: str
     expires: str | None
     rules_digest: str
+    artifact_digest: str
     revoked: bool
 
 
@@ -146,6 +147,7 @@ class EvidenceBody(Struct):
     by: str
     facts: dict[str, Any]
     source: str
+    artifact_digest: str
     at: str
 
 

@@ -114,7 +114,10 @@ class HttpTransport:
     def _translate(self, response: aiohttp.ClientResponse, raw: bytes, *, writes: bool) -> Answer:
         status = response.status
         if status < 300:
-            return Answer(status, raw, response.headers.get("content-type", "application/json"))
+            kind = response.headers.get("content-type", "application/json")
+            if not kind.startswith("application/json"):  # a load balancer's page is no answer of MLflow's
+                raise self._lost(writes=writes)
+            return Answer(status, raw, kind)
         document = _object(raw)
         code = str(document.get("error_code") or "")
         if status in (502, 504) or (status >= 500 and not code):
@@ -193,6 +196,9 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     try:
         async for part in response.content.iter_chunked(_CHUNK):
             yield part
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        message = "The registry stopped in the middle of a file."
+        raise RegistryUnavailable(message) from error
     finally:
         response.close()  # a client that hangs up stops the transfer
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import yaml
 
-from service.errors import InvalidRequest, NotFound, RegistryRefused
+from service.errors import InvalidRequest, NotFound, OutcomeUnknown, RegistryRefused, RegistryUnavailable
 from service.files import check_yaml
 from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
 
@@ -139,12 +139,22 @@ class MlflowBackend:
                 writes=False,
             )
         )["model"]["info"]
-        return LoggedModel(
-            model_id=native["model_id"],
-            experiment_id=str(native["experiment_id"]),
-            artifact_uri=native.get("artifact_uri", ""),
-            source_run_id=native.get("source_run_id", ""),
+        return _logged_model(native)
+
+    async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
+        """List the logged models that a run made, at most 100."""
+        if not run_id.isalnum():
+            return []
+        message = {"experiment_ids": [experiment_id], "filter": f"source_run_id = '{run_id}'", "max_results": 100}
+        request = Request(f"{_TRACKING}.searchLoggedModels", "POST", f"{_API}/logged-models/search", message)
+        return [_logged_model(item["info"]) for item in (await self._send(request, writes=False)).get("models", ())]
+
+    async def download_uri(self, model: str, version: str) -> str:
+        """Return where the registry itself says a version's files are."""
+        answer = await self._get(
+            _REGISTRY, "getModelVersionDownloadUri", "model-versions/get-download-uri", name=model, version=version
         )
+        return str(answer.get("artifact_uri", ""))
 
     async def experiment_name(self, experiment_id: str) -> str:
         """Get the name of an experiment."""
@@ -180,7 +190,12 @@ class MlflowBackend:
     async def read_file(self, path: str) -> AsyncIterator[bytes]:
         """Stream a file below the artifact root."""
         request = Request("MlflowArtifactsService.downloadArtifact", "GET", f"{_ARTIFACTS}/{quote(path, safe='/')}")
-        answer = await self._transport.send(request, writes=False)
+        try:
+            answer = await self._transport.send(request, writes=False)
+        except RegistryRefused as error:
+            if error.status == 404:
+                raise NotFound(error.detail) from error
+            raise
         if answer.stream is not None:
             async for part in answer.stream:
                 yield part
@@ -202,6 +217,9 @@ class MlflowBackend:
     async def _send(self, request: Request, *, writes: bool) -> dict[str, Any]:
         try:
             return (await self._transport.send(request, writes=writes)).document()
+        except ValueError as error:
+            message = f"The registry {self.name!r} answered something that is not MLflow's."
+            raise (OutcomeUnknown if writes else RegistryUnavailable)(message) from error
         except RegistryRefused as error:
             if error.error_code in _ABSENT and not writes:
                 raise NotFound(error.detail) from error
@@ -222,6 +240,15 @@ def _parse_mlmodel(raw: bytes) -> dict[str, Any] | None:
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _logged_model(native: Mapping[str, Any]) -> LoggedModel:
+    return LoggedModel(
+        model_id=native["model_id"],
+        experiment_id=str(native["experiment_id"]),
+        artifact_uri=native.get("artifact_uri", ""),
+        source_run_id=native.get("source_run_id", ""),
+    )
 
 
 def _version(native: Mapping[str, Any]) -> ModelVersion:

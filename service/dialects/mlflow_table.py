@@ -131,27 +131,31 @@ def source_needs(source: str) -> tuple[Need, ...]:
     if any(character in source for character in "?#\\"):  # MLflow reads a URI: it would drop what follows
         problem = "The source holds ?, # or a backslash."
         raise InvalidRequest(problem)
-    if scheme == "models":
-        if rest.startswith("//"):
-            problem = "A models: source has one slash: models:/<name>/<version>."
+    if scheme in ("models", "runs", "mlflow-artifacts"):
+        if not rest.startswith("/") or rest.startswith("//"):
+            problem = f"A {scheme}: source has exactly one slash after the colon."
             raise InvalidRequest(problem)
-        parts = rest.strip("/").split("/")
-        if parts[0].startswith("m-") and len(parts) == 1:
-            return (Need("artifact:read", OfLoggedModel(parts[0])),)
-        if len(parts) == 2 and "@" not in rest:
-            check_version(parts[1])
-            return (Need("version:read", resource("models", parts[0], "versions")),)
-        problem = "A models: source must be models:/<name>/<version> or models:/m-<id>; an alias or stage can move."
-        raise InvalidRequest(problem)
-    if scheme == "runs":
-        run_id, _, path = rest.lstrip("/").partition("/")
-        no_traversal(path)
-        return (Need("artifact:read", OfRun(check_text(run_id, "run of the source"))),)
-    if scheme == "mlflow-artifacts" and not rest.startswith("//"):
-        no_traversal(rest)
-        return (Need("artifact:read", OfArtifact(rest.lstrip("/"))),)
+        return (_inner_source(scheme, rest[1:]),)
     no_traversal(rest)
     return (Need("version:create", OutsideSource(source)),)
+
+
+def _inner_source(scheme: str, rest: str) -> Need:
+    if scheme == "mlflow-artifacts":
+        no_traversal(rest)
+        return Need("artifact:read", OfArtifact(rest))
+    if scheme == "runs":
+        run_id, _, path = rest.partition("/")
+        no_traversal(path)
+        return Need("artifact:read", OfRun(check_text(run_id, "run of the source")))
+    parts = rest.split("/")
+    if len(parts) == 1 and parts[0].startswith("m-"):
+        return Need("artifact:read", OfLoggedModel(parts[0]))
+    if len(parts) == 2 and "@" not in rest:
+        check_version(parts[1])
+        return Need("version:read", resource("models", parts[0], "versions"))
+    problem = "A models: source must be models:/<name>/<version> or models:/m-<id>; an alias or stage can move."
+    raise InvalidRequest(problem)
 
 
 def no_traversal(path: str) -> None:

@@ -101,6 +101,8 @@ class SqlJournal:
             async with asyncio.timeout(self._deadline):  # wait_for can swallow a cancellation before Python 3.12
                 return await asyncio.shield(job.done)
         except TimeoutError:
+            if job.done.done():  # it was stored in the last instant
+                return await job.done
             job.abandoned = True
             message = "The journal did not answer in time."
             raise JournalUnavailable(message) from None
@@ -207,16 +209,16 @@ class SqlJournal:
         )
         return [json.loads(row.body) for row in rows]
 
-    async def unsettled(self, digest: str | None = None) -> list[OpenOperation]:
-        """List operations without a terminal outcome."""
+    async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
+        """List operations without a terminal outcome, or *operation* if it has none."""
         query = (
             select(t.operations, t.events.c.body)
             .join(t.events, (t.events.c.operation == t.operations.c.id) & (t.events.c.phase == "intent"))
             .where(t.operations.c.state.in_(("open", "unknown")))
             .order_by(t.operations.c.at)
         )
-        if digest is not None:
-            query = query.where(t.operations.c.digest == digest)
+        if operation is not None:
+            query = query.where(t.operations.c.id == operation)
         return [
             OpenOperation(row.id, row.digest, row.registry, row.state, row.change, json.loads(row.body), row.at)
             for row in await self._rows(query)
@@ -356,7 +358,9 @@ def _apply(connection: Connection, effect: Effect) -> None:
             connection.execute(insert(t.operations), {**row, "state": "open", "change": effect.change, "at": effect.at})
         case Settled():
             connection.execute(
-                update(t.operations).where(t.operations.c.id == effect.operation).values(state=effect.state)
+                update(t.operations)
+                .where(t.operations.c.id == effect.operation, t.operations.c.state.in_(("open", "unknown")))
+                .values(state=effect.state)
             )
         case Registered():
             row = dataclasses.asdict(effect.creation)

@@ -55,6 +55,7 @@ def load_environments(path: Path, registries: Mapping[str, Capabilities]) -> tup
     data = file.convert(_File)
     loaded = tuple(_environment(name, raw, file, registries) for name, raw in data.environments.items())
     _check_after(loaded, file)
+    _check_order(loaded, file)
     _check_marks(loaded, file)
     return loaded
 
@@ -124,6 +125,15 @@ def _check_after(loaded: tuple[Environment, ...], file: YamlFile) -> None:
                 raise file.error(f"after: {name!r} comes after itself", "environments", name, "after")
             seen.add(step)
             step = after[step]
+
+
+def _check_order(loaded: tuple[Environment, ...], file: YamlFile) -> None:
+    seen: set[str] = set()
+    for environment in loaded:
+        if environment.after is not None and environment.after not in seen:
+            problem = f"list {environment.after!r} before {environment.name!r}: the order is the way to production"
+            raise file.error(problem, "environments", environment.name, "after")
+        seen.add(environment.name)
 
 
 def _check_marks(loaded: tuple[Environment, ...], file: YamlFile) -> None:

@@ -18,6 +18,7 @@ class Source(Enum):
     RUN = "run"
     FILES = "files"
     RECORD = "record"
+    DIGEST = "digest"
 
 
 VERSION_SCHEMA: Mapping[str, Any] = {
@@ -38,6 +39,7 @@ VERSION_SCHEMA: Mapping[str, Any] = {
     "flavors": OPEN,
     "created_by": None,
     "environments": OPEN,
+    "artifact_digest": None,
 }
 """The fields of ``candidate`` and ``incumbent``; `OPEN` ones hold what the registry holds."""
 
@@ -60,6 +62,7 @@ _SOURCES = {
     "flavors": Source.FILES,
     "created_by": Source.RECORD,
     "environments": Source.RECORD,
+    "artifact_digest": Source.DIGEST,
 }
 
 LANGUAGE = Environment(SCHEMA)
@@ -103,15 +106,18 @@ class Facts:
     principal: Principal
     reason: str
     now: float
+    artifact_digest: str | None = None
+    """Of the candidate's files as they are; None where nothing can be bound to them."""
 
     def document(self, environment: str, registry: str, rules_digest: str) -> dict[str, Any]:
         """Give the facts as the rules' variables."""
         return {
-            "candidate": version_document(self.candidate),
+            "candidate": {**version_document(self.candidate), "artifact_digest": self.artifact_digest},
             "incumbent": version_document(self.incumbent) if self.incumbent else None,
             "evidence": [
                 {"kind": item.kind, "result": item.result, "by": item.by, "facts": dict(item.facts)}
                 for item in newest_evidence(self.evidence)
+                if item.artifact_digest == self.artifact_digest
             ],
             "approvals": [
                 {"by": item.by, "groups": list(item.groups), "reason": item.reason, "at": _time(item.at)}
@@ -129,9 +135,9 @@ class Facts:
         }
 
     def in_force(self, environment: str, rules_digest: str) -> list[Approval]:
-        """List decisions for *environment* that are not revoked, expired or given under other rules.
+        """List decisions for *environment* that are not revoked or expired; the newest of each person counts.
 
-        The newest one of each person counts.
+        An approval holds for these rules and these files only.
         """
         newest: dict[str, Approval] = {}
         for item in self.approvals:
@@ -140,7 +146,11 @@ class Facts:
         return [
             item
             for item in newest.values()
-            if item.rules_digest == rules_digest and (item.expires is None or item.expires > self.now)
+            if (item.expires is None or item.expires > self.now)
+            and (
+                item.decision == "reject"  # a no holds whatever changes, until it is taken back
+                or (item.rules_digest == rules_digest and item.artifact_digest == self.artifact_digest)
+            )
         ]
 
     def valid_approvals(self, environment: str, rules_digest: str) -> list[Approval]:

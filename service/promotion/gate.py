@@ -59,6 +59,11 @@ class Environment:
         return any(mark.kind == kind and mark.value == value for mark in self.marks)
 
     @property
+    def seals(self) -> bool:
+        """Tell whether what is live here must not be rewritten: wherever something was asked of it."""
+        return bool(self.rules) or self.after is not None
+
+    @property
     def rules_digest(self) -> str:
         """Name the rules: an approval given under others is stale."""
         text = json.dumps([self.after, [[rule.name, rule.require.text, rule.because] for rule in self.rules]])

@@ -8,7 +8,7 @@ import pytest
 
 from service.authorization import Snapshot
 from service.model import Principal
-from tests.api.test_promotion import MLMODEL, alias_of, promote, register, satisfy
+from tests.api.test_promotion import alias_of, promote, register, satisfy
 from tests.client import V1, Client
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -300,4 +300,124 @@ async def test_search_shows_only_what_may_be_read_in_full_pages(running, tmp_pat
                 break
             assert len(names) == 7
         assert found == [f"open-{index:02}" for index in range(30)]
-        assert MLMODEL
+
+
+@pytest.mark.parametrize("source", ["mlflow-artifacts:0/x/artifacts/y", "runs:r/x", "models:iris/1", "runs://r/x"])
+async def test_a_source_has_one_spelling(running, source):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        await client.rpc("POST", "registered-models/create", name="iris")
+        assert (await client.rpc("POST", "model-versions/create", name="iris", source=source)).status == 400
+
+
+async def test_an_upload_under_way_stops_a_promotion(running):
+    """The files are judged and sealed together: nothing that began before lands after."""
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await satisfy(client, version)
+        seals = it.application.gateway.seals
+        seals._writing["main", run_of(it)] += 1
+        busy = await promote(client, version)
+        assert (busy.status, busy.json["type"].rpartition("/")[2]) == (503, "busy")
+        del seals._writing["main", run_of(it)]
+        assert (await promote(client, version)).status == 200
+
+
+async def test_a_write_counts_while_it_is_under_way(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        await register(it, client)
+        seen = []
+        forward = it.application.backends["main"].forward
+
+        async def look(request, **keywords):
+            seen.append(dict(it.application.gateway.seals._writing))
+            return await forward(request, **keywords)
+
+        it.application.backends["main"].forward = look
+        assert (await upload(client, run_of(it), b"x")).status == 200
+        assert seen == [{("main", run_of(it)): 1}]
+        assert it.application.gateway.seals._writing == {}
+
+
+async def test_what_cannot_be_read_cannot_be_bound(running, monkeypatch):
+    monkeypatch.setattr("service.provenance._MAX_FILES", 2)
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        for index in range(3):
+            await upload(client, run_of(it), b"x", f"model/{index}")
+        body = {"environment": "production", "decision": "approve"}
+        answer = await client.be("user:lead")("POST", f"{V1}/iris/versions/{version}/approvals", body)
+        assert answer.status == 409
+
+
+async def test_a_no_outlives_a_changed_file(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        base = f"{V1}/iris/versions/{version}"
+        reject = {"environment": "staging", "decision": "reject", "reason": "leaks"}
+        await client.be("user:lead")("POST", f"{base}/approvals", reject)
+        await upload(client, run_of(it), b"x", "model/README")
+        staging = f"{V1}/iris/environments/staging/promotions"
+        assert (await client("POST", staging, {"version": version})).status == 409
+        # failed evidence about other files does not bring an older passed one back
+        await satisfy(client, version)
+        await upload(client, run_of(it), b"y", "model/README")
+        await client.be("service:ci")("POST", f"{base}/evidence", {"kind": "validation", "result": "failed"})
+        await upload(client, run_of(it), b"x", "model/README")
+        verdict = (await promote(client, version, dry_run=True)).json["verdict"]
+        assert "validated" in {finding["rule"] for finding in verdict["findings"] if not finding["passed"]}
+
+
+async def test_a_deny_row_on_a_mark_counts_on_every_route(running, tmp_path):
+    from tests.conftest import ROOT
+
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        (ROOT / "policies/policy.csv").read_text() + "p, group:ci, *, models/*/stages/Staging, stage:set, deny\n"
+    )
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(access=access) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        staging = f"{V1}/iris/environments/staging/promotions"
+        assert (await client.be("service:ci")("POST", staging, {"version": version})).status == 403
+        message = {"name": "iris", "alias": "challenger", "version": version}
+        assert (await client.be("service:ci").rpc("POST", "registered-models/alias", **message)).status == 403
+        assert (await client.be("user:scientist").rpc("POST", "registered-models/alias", **message)).status == 200
+
+
+async def test_deleting_what_is_live_needs_both_rights(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await satisfy(client, version)
+        await promote(client, version)
+        for path, message in (
+            ("model-versions/delete", {"name": "iris", "version": version}),
+            ("registered-models/delete", {"name": "iris"}),
+        ):
+            answer = await client.be("user:lead").rpc("DELETE", path, **message)
+            assert answer.status == 403
+        assert (await client.rpc("DELETE", "registered-models/delete", name="iris")).status == 200
+
+
+async def test_a_version_with_a_line_feed_is_no_version(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        await register(it, client)
+        answer = await client("POST", f"{V1}/iris/environments/staging/promotions", {"version": "1\n"})
+        assert answer.status == 400
+
+
+async def test_if_match_of_anything_needs_something(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await satisfy(client, version)
+        assert (await promote(client, version, headers=[("if-match", "*")])).status == 412
+        assert (await promote(client, version)).status == 200
+        assert (await promote(client, version, headers=[("if-match", "*")])).status == 200

@@ -138,12 +138,20 @@ def test_sigterm_ends_what_is_under_way_and_records_it(deployed, tmp_path):
     ready(port, process)
     name = f"term-{random.getrandbits(32)}"
     with ThreadPoolExecutor(4) as pool:
-        for index in range(4):
-            pool.submit(call, port, "registered-models/create", {"name": f"{name}-{index}"})
+        calls = [pool.submit(call, port, "registered-models/create", {"name": f"{name}-{index}"}) for index in range(4)]
+        while not intents(tmp_path):  # at least one is under way
+            time.sleep(0.002)
         process.terminate()
         assert process.wait(timeout=40) == 0
+    made = [done.result() for done in calls if done.exception() is None]
+    assert made
     assert open_operations(tmp_path) == 0
     process.stderr.close()
+
+
+def intents(directory: Path) -> int:
+    with sqlite3.connect(directory / "journal.db") as connection:
+        return connection.execute("SELECT count(*) FROM events WHERE phase = 'intent'").fetchone()[0]
 
 
 @pytest.mark.parametrize(

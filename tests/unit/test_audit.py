@@ -293,7 +293,7 @@ async def test_sinks_get_what_is_durable_and_one_that_fails_does_not_stop_the_ot
     journal, good, broken = Memory(), Sink(), Sink(OSError("full"))
     records = trail(journal, broken, good)
     records.start()
-    await records.observed(operation())
+    await records.noted(operation())
     await records.refused(operation(), "denied")
     journal.down = True
     await records.refused(operation(), "denied")

@@ -41,7 +41,16 @@ def environment(*rules: str, after: str | None = None, **fields: Any) -> Environ
 
 
 def facts(candidate: VersionFacts | None = None, **fields: Any) -> Facts:
-    values = {"incumbent": None, "evidence": (), "approvals": (), "principal": CI, "reason": "", "now": NOW, **fields}
+    values = {
+        "artifact_digest": "",
+        "incumbent": None,
+        "evidence": (),
+        "approvals": (),
+        "principal": CI,
+        "reason": "",
+        "now": NOW,
+        **fields,
+    }
     return Facts(candidate or VersionFacts(version()), **values)
 
 
