@@ -113,6 +113,8 @@ class Reconciler:
             effects = [*effects, *_follow(found)] if done else []
             await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
             self._gateway.apply(effects)
+            if names:
+                self._gateway.seals.settle(found.registry, names[0])
         return True
 
     def _age(self, found: OpenOperation) -> float:

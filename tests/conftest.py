@@ -109,8 +109,10 @@ def running(tmp_path: Path) -> Callable[..., object]:
     """Build and start an application: ``async with running() as it``."""
 
     @asynccontextmanager
-    async def start(transport: object | None = None, **changes: object) -> AsyncIterator[Running]:
-        configuration = load(write_configuration(tmp_path, **changes), environ={})
+    async def start(
+        transport: object | None = None, directory: Path = tmp_path, **changes: object
+    ) -> AsyncIterator[Running]:
+        configuration = load(write_configuration(directory, **changes), environ={})
         schema.upgrade(configuration.journal_url())
         memory = transport or MemoryTransport()
         backends = {name: MlflowBackend(name, memory) for name in configuration.settings.registries}

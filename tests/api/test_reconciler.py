@@ -1,0 +1,140 @@
+"""Every kind of change whose answer is lost: what was done is recorded as if nothing had happened, what was not, too."""
+
+from __future__ import annotations
+
+import pytest
+
+from service import reconciler
+from service.backends.memory import MemoryTransport
+from service.errors import OutcomeUnknown
+from tests.api.test_promotion import promote, register, satisfy
+from tests.client import V1, Client
+
+
+class Losing(MemoryTransport):
+    """Loses the answer of one RPC, with or without doing it."""
+
+    rpc, done = "", True
+
+    async def send(self, request, *, writes, trace=""):
+        if self.rpc and request.rpc.endswith("." + self.rpc) and writes:
+            self.rpc = ""
+            if self.done:
+                await super().send(request, writes=writes)
+            raise OutcomeUnknown("no answer")
+        return await super().send(request, writes=writes, trace=trace)
+
+
+CHANGES = [
+    ("createRegisteredModel", "POST", "registered-models/create", {"name": "new"}),
+    ("updateRegisteredModel", "PATCH", "registered-models/update", {"name": "iris", "description": "d"}),
+    ("renameRegisteredModel", "POST", "registered-models/rename", {"name": "iris", "new_name": "iris2"}),
+    ("deleteRegisteredModel", "DELETE", "registered-models/delete", {"name": "iris"}),
+    ("createModelVersion", "POST", "model-versions/create", {"name": "iris"}),
+    ("updateModelVersion", "PATCH", "model-versions/update", {"name": "iris", "version": "1", "description": "d"}),
+    ("deleteModelVersion", "DELETE", "model-versions/delete", {"name": "iris", "version": "1"}),
+    ("transitionModelVersionStage", "POST", "model-versions/transition-stage",
+     {"name": "iris", "version": "1", "stage": "Archived"}),
+    ("setRegisteredModelTag", "POST", "registered-models/set-tag", {"name": "iris", "key": "k", "value": "v"}),
+    ("deleteRegisteredModelTag", "DELETE", "registered-models/delete-tag", {"name": "iris", "key": "old"}),
+    ("setModelVersionTag", "POST", "model-versions/set-tag", {"name": "iris", "version": "1", "key": "k", "value": "v"}),
+    ("deleteModelVersionTag", "DELETE", "model-versions/delete-tag", {"name": "iris", "version": "1", "key": "old"}),
+    ("setRegisteredModelAlias", "POST", "registered-models/alias", {"name": "iris", "alias": "blue", "version": "1"}),
+    ("setRegisteredModelAlias", "POST", "registered-models/alias",
+     {"name": "iris", "alias": "champion", "version": "2"}),
+    ("deleteRegisteredModelAlias", "DELETE", "registered-models/alias", {"name": "iris", "alias": "champion"}),
+]  # fmt: skip
+
+
+async def prepare(it, client):
+    """Version 1 is live in production, 2 could be; old tags stand."""
+    for _ in range(2):
+        version = await register(it, client)
+        await satisfy(client, version)
+    assert (await promote(client, "1")).status == 200
+    for path, message in (
+        ("registered-models/set-tag", {"name": "iris"}),
+        ("model-versions/set-tag", {"name": "iris", "version": "1"}),
+    ):
+        await client.rpc("POST", path, key="old", value="v", **message)
+
+
+async def tables(it):
+    """What the journal and the seals say, without times and identifiers."""
+    journal = it.application.journal
+    periods = [
+        (model, item.environment, item.version, item.until is None)
+        for model in ("iris", "iris2")
+        for item in await journal.periods("main", model)
+    ]
+    backend, made = it.application.backends["main"], []
+    for model in {"iris", "iris2"} & set(it.memory.models):
+        for number in it.memory.models[model]["versions"]:
+            found = await backend.get_version(model, number)
+            made.append((model, number, await journal.creation("main", model, found.binding) is not None))
+    seals = sorted(
+        (seal.model, seal.environment, seal.version) for seal in it.application.gateway.seals._seals.values()
+    )
+    return periods, made, seals
+
+
+def message_of(it, path, message):
+    if path != "model-versions/create":
+        return message
+    one = it.memory.models["iris"]["versions"]["1"]
+    return {**message, "source": one["source"], "run_id": one["run_id"]}
+
+
+@pytest.mark.parametrize(("rpc", "method", "path", "message"), CHANGES, ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_lost_answer_ends_as_if_nothing_had_happened(
+    running, monkeypatch, tmp_path_factory, rpc, method, path, message, done
+):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    outcomes = []
+    for lost in (False, True):
+        async with running(transport=Losing(), directory=tmp_path_factory.mktemp("r")) as it:
+            client = Client(it.application.asgi)
+            it.application.reconciler._task.cancel()
+            it.application.reconciler._deadlines = {}
+            await prepare(it, client)
+            if lost:
+                it.memory.rpc, it.memory.done = rpc, done
+                answer = await client.rpc(method, path, **message_of(it, path, message))
+                assert answer.status == 424, answer.body
+                assert await it.application.reconciler.sweep() == 0
+                last = (await it.events(operation=answer.headers["registry-gateway-operation"]))[-1]["data"]
+                assert (last["phase"], last["outcome"]) == ("reconciled", "succeeded" if done else "failed")
+                assert it.application.gateway.unsettled == {}
+            elif done:
+                answer = await client.rpc(method, path, **message_of(it, path, message))
+                assert answer.status == 200, answer.body
+            outcomes.append(await tables(it))
+    assert outcomes[0] == outcomes[1]
+
+
+async def test_completing_a_promotion_leaves_a_later_environments_stage(running, monkeypatch):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    async with running(transport=Losing()) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        await prepare(it, client)
+        it.memory.rpc = "setRegisteredModelAlias"
+        lost = await client("POST", f"{V1}/iris/environments/staging/promotions", {"version": "1"})
+        assert lost.status == 504
+        assert await it.application.reconciler.sweep() == 0
+        assert it.memory.models["iris"]["versions"]["1"]["current_stage"] == "Production"
+
+
+async def test_the_reconciler_outlives_odd_answers(running):
+    async with running(transport=Losing()) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        await prepare(it, client)
+        it.memory.rpc = "setRegisteredModelTag"
+        await client.rpc("POST", "registered-models/set-tag", name="iris", key="k", value="v")
+        good = it.memory._getRegisteredModel
+        it.memory._getRegisteredModel = lambda message: {"unexpected": message}
+        assert await it.application.reconciler.sweep() == 1
+        it.memory._getRegisteredModel = good
+        assert await it.application.reconciler.sweep() == 0
