@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Select, create_engine, delete, event, insert, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, create_engine, delete, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import (
@@ -64,6 +64,7 @@ class SqlJournal:
         # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._connection: Connection | None = None
+        self._head: _Head | None = None
         self._inode: tuple[int, int] | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -153,10 +154,12 @@ class SqlJournal:
         try:
             connection = self._connected()
             with connection.begin():
-                return _store(connection, jobs)
+                stored, head = _store(connection, jobs, self._head or _head_of(connection))
         except (SQLAlchemyError, OSError, ValueError):
             self._disconnect()
             raise
+        self._head = head
+        return stored
 
     def _connected(self) -> Connection:
         stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
@@ -168,7 +171,7 @@ class SqlJournal:
         return self._connection
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._head = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
                 connection.invalidate()
@@ -305,13 +308,28 @@ def _engine(url: str, deadline_seconds: float) -> Engine:
     return engine
 
 
-def _store(connection: Connection, jobs: list[_Job]) -> list[list[Event]]:
-    # takes the write lock before the head is read, and proves that the journal can be written
-    connection.execute(update(t.operations).where(t.operations.c.id == "").values(state="open"))
-    head = connection.execute(
-        select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
-    ).first()
-    sequence, previous = (head.sequence, head.hash) if head else (0, GENESIS)
+# Built once: a statement is as costly to build as to run.
+_HEAD = select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
+_TOUCH = update(t.operations).where(t.operations.c.id == "").values(state="open")
+_INSERT_EVENT = insert(t.events)
+_INSERT_OPERATION = insert(t.operations)
+_SETTLE = (
+    update(t.operations)
+    .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(("open", "unknown")))
+    .values(state=bindparam("new_state"))
+)
+_Head = tuple[int, str]
+"""Sequence and hash of the last event."""
+
+
+def _head_of(connection: Connection) -> _Head:
+    row = connection.execute(_HEAD).first()
+    return (row.sequence, row.hash) if row else (0, GENESIS)
+
+
+def _store(connection: Connection, jobs: list[_Job], head: _Head) -> tuple[list[list[Event]], _Head]:
+    """Chain and store the events of *jobs* after *head*; a second writer would break on the sequence's key."""
+    sequence, previous = head
     stored: list[list[Event]] = []
     for job in jobs:
         finished: list[Event] = []
@@ -321,12 +339,14 @@ def _store(connection: Connection, jobs: list[_Job]) -> list[list[Event]]:
             chained = {**item, "data": data}
             body = canonical_json(chained)
             previous = hashlib.sha256(body).hexdigest()
-            connection.execute(insert(t.events), _columns(chained, sequence, body.decode(), previous))
+            connection.execute(_INSERT_EVENT, _columns(chained, sequence, body.decode(), previous))
             finished.append(chained)
         for effect in job.effects:
             _apply(connection, effect)
         stored.append(finished)
-    return stored
+    if not any(stored):
+        connection.execute(_TOUCH)  # a ping proves that the journal can be written
+    return stored, (sequence, previous)
 
 
 def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, Any]:
@@ -357,11 +377,7 @@ def _apply(connection: Connection, effect: Effect) -> None:
             row = {"id": effect.operation, "digest": effect.digest, "registry": effect.registry}
             connection.execute(insert(t.operations), {**row, "state": "open", "change": effect.change, "at": effect.at})
         case Settled():
-            connection.execute(
-                update(t.operations)
-                .where(t.operations.c.id == effect.operation, t.operations.c.state.in_(("open", "unknown")))
-                .values(state=effect.state)
-            )
+            connection.execute(_SETTLE, {"operation": effect.operation, "new_state": effect.state})
         case Registered():
             row = dataclasses.asdict(effect.creation)
             connection.execute(insert(t.creations), {**row, "registry": effect.registry})

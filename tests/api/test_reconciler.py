@@ -1,4 +1,4 @@
-"""Every kind of change whose answer is lost: what was done is recorded as if nothing had happened, what was not, too."""
+"""Every kind of change whose answer is lost ends as if nothing had happened."""
 
 from __future__ import annotations
 
