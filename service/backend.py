@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
+from service.model import Answer, Request
+from service.records import Capabilities, LoggedModel, ModelVersion, RegisteredModel, Run
 
 
 class Backend(Protocol):

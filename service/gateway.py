@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from service.audit import Effect, MadeLive, Operation, Registered, Renamed, TakenDown, Trail
+from service.audit import Operation, Trail
 from service.backend import Backend
+from service.change import AliasDelete, AliasSet, ModelRename, OutsideSource, Promotion, StageSet, VersionCreate
 from service.changes import Changes
+from service.effects import Effect, MadeLive, Registered, Renamed, TakenDown
 from service.errors import (
     Denied,
     GatewayError,
@@ -20,28 +22,12 @@ from service.errors import (
     OutcomeUnknown,
 )
 from service.guard import Guard
-from service.model import (
-    AliasDelete,
-    AliasSet,
-    Answer,
-    Call,
-    Creation,
-    Decision,
-    ModelRename,
-    Need,
-    OutsideSource,
-    Principal,
-    Promotion,
-    Record,
-    StageSet,
-    VersionCreate,
-    binding_of,
-    resource,
-)
+from service.model import Answer, Call, Decision, Need, Principal, Record, resource
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
 from service.promotion.gate import Environment, Mark
 from service.provenance import check_run
+from service.records import Creation, binding_of
 from service.seals import Seals
 from service.searching import search
 

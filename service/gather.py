@@ -9,10 +9,11 @@ from typing import TypeVar
 from service.audit import Journal
 from service.backend import Backend
 from service.errors import Conflict, NotFound
-from service.model import Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
+from service.model import Principal
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
 from service.provenance import artifact_digest, run_behind
+from service.records import Creation, Evidence, LivePeriod, ModelVersion, Run
 
 T = TypeVar("T")
 

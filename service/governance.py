@@ -9,27 +9,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from service.audit import Effect, Event, Operation, Posted, Revoked, Signed
+from service.audit import Event, Operation
 from service.backend import Backend
+from service.effects import Effect, Posted, Revoked, Signed
 from service.errors import Conflict, Denied, GatewayError, JournalUnavailable, NotFound
 from service.gateway import Gateway
 from service.gather import Gatherer
 from service.guard import live_version
-from service.model import (
-    Approval,
-    Call,
-    Evidence,
-    LivePeriod,
-    ModelVersion,
-    Need,
-    Principal,
-    resource,
-)
+from service.model import Call, Need, Principal, resource
 from service.promoter import etag
 from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
 from service.promotion.gate import Environment
 from service.provenance import UNVERIFIABLE, artifact_digest
+from service.records import Approval, Evidence, LivePeriod, ModelVersion
 from service.strict import check_text, check_version
 
 

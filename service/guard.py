@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.backend import Backend
+from service.change import AliasDelete, AliasSet, Change, ModelDelete, ModelRename, Promotion, StageSet, VersionDelete
 from service.errors import InvalidRequest, NotFound
-from service.model import (
-    AliasDelete,
-    AliasSet,
-    Change,
-    ModelDelete,
-    ModelRename,
-    Promotion,
-    RegisteredModel,
-    StageSet,
-    VersionDelete,
-)
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
+from service.records import RegisteredModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from service.backend import Backend
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
 from service.errors import InvalidRequest, NotFound
-from service.model import OfArtifact, OfExperiment, OfLoggedModel, OfRun, resource
+from service.model import resource
 
 NAME_SECONDS = 30.0
 _MAX_ENTRIES = 100_000

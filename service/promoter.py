@@ -7,15 +7,17 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from service.audit import Effect, MadeLive, Operation, TakenDown, Trail
+from service.audit import Operation, Trail
 from service.backend import Backend
+from service.effects import Effect, MadeLive, TakenDown
 from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer
 from service.guard import live_version, marked_versions
-from service.model import LivePeriod, ModelVersion, Principal, PromotionResult, RegisteredModel, Verdict
+from service.model import Principal, PromotionResult, Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
 from service.provenance import origin_of_version
+from service.records import LivePeriod, ModelVersion, RegisteredModel
 from service.seals import Seals
 
 

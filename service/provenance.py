@@ -6,9 +6,10 @@ import hashlib
 from dataclasses import dataclass
 
 from service.backend import Backend
+from service.change import OfRun, VersionCreate
 from service.errors import Conflict, InvalidRequest, NotFound
-from service.model import LoggedModel, ModelVersion, OfRun, Run, VersionCreate
 from service.ownership import parse_artifact_path
+from service.records import LoggedModel, ModelVersion, Run
 
 UNVERIFIABLE = "unverifiable"
 """The digest of files that clients write to storage directly: the gateway cannot see them change."""

@@ -11,14 +11,15 @@ from typing import Any
 
 import structlog
 
-from service.audit import Effect, MadeLive, OpenOperation, Registered
+from service.audit import OpenOperation
 from service.backend import Backend
+from service.effects import Effect, MadeLive, Registered
 from service.errors import GatewayError, NotFound
 from service.gateway import Gateway, consequences
 from service.guard import live_version
-from service.model import Creation, LivePeriod
 from service.promoter import Promoter, made_live, write_mark
 from service.promotion.environments import Environments
+from service.records import Creation, LivePeriod
 
 SETTLE_SECONDS = 10.0
 """How long after the registry's deadline (after a restart: after the start) a write that is not there was not done."""

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from service.backend import Backend
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
 from service.errors import Busy, Conflict, GatewayError, OutcomeUnknown
-from service.model import Call, LivePeriod, OfArtifact, OfExperiment, OfLoggedModel, OfRun
+from service.model import Call
 from service.ownership import Ownership, parse_artifact_path
 from service.promotion.gate import Environment
+from service.records import LivePeriod
 
 _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
 _UNJUDGED = frozenset({"updateRun"})

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from service.backend import Backend
+from service.change import OfExperiment
 from service.errors import InvalidRequest, NotFound
-from service.model import Answer, Call, OfExperiment, Request
+from service.model import Answer, Call, Request
 from service.ownership import Ownership
 
 May = Callable[[str, str], bool]

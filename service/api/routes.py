@@ -14,19 +14,13 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter, 
 
 from service.api import schemas as s
 from service.asgi import client_address
+from service.change import Promotion
 from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.governance import Governance
-from service.model import (
-    Approval,
-    Call,
-    Evidence,
-    Promotion,
-    PromotionResult,
-    Record,
-    Verdict,
-)
+from service.model import Call, PromotionResult, Record, Verdict
 from service.promotion.facts import version_document
+from service.records import Approval, Evidence
 from service.strict import check_text, check_version
 
 Version = Annotated[str, PathParameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]

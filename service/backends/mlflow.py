@@ -12,7 +12,8 @@ import yaml
 
 from service.errors import InvalidRequest, NotFound, OutcomeUnknown, RegistryRefused, RegistryUnavailable
 from service.files import check_yaml
-from service.model import Answer, Capabilities, LoggedModel, ModelVersion, RegisteredModel, Request, Run
+from service.model import Answer, Request
+from service.records import Capabilities, LoggedModel, ModelVersion, RegisteredModel, Run
 
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"

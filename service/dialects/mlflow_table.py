@@ -6,33 +6,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import InvalidRequest
-from service.model import (
-    STAGES,
+from service.change import (
     AliasDelete,
     AliasSet,
     Change,
-    Listing,
     Located,
     ModelCreate,
     ModelDelete,
     ModelRename,
     ModelUpdate,
-    Need,
     OfArtifact,
     OfExperiment,
     OfLoggedModel,
     OfRun,
     OutsideSource,
-    Record,
     StageSet,
     TagDelete,
     TagSet,
     VersionCreate,
     VersionDelete,
     VersionUpdate,
-    resource,
 )
+from service.errors import InvalidRequest
+from service.model import STAGES, Listing, Need, Record, resource
 from service.strict import check_alias, check_name, check_text, check_version
 
 Message = Mapping[str, Any]

@@ -17,12 +17,11 @@ import structlog
 from sqlalchemy import Connection, Engine, Select, bindparam, create_engine, delete, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.audit import (
+from service.audit import Event, OpenOperation, canonical_json
+from service.effects import (
     Effect,
-    Event,
     MadeLive,
     Opened,
-    OpenOperation,
     Posted,
     Registered,
     Renamed,
@@ -31,11 +30,10 @@ from service.audit import (
     Signed,
     TakenDown,
     Withdrawn,
-    canonical_json,
 )
 from service.errors import JournalUnavailable
 from service.journal import tables as t
-from service.model import Approval, Creation, Evidence, LivePeriod
+from service.records import Approval, Creation, Evidence, LivePeriod
 
 GENESIS = "0" * 64
 _PREFIX = "sqlite:///"

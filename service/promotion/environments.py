@@ -11,10 +11,10 @@ import msgspec
 
 from service.errors import InvalidRequest
 from service.files import YamlFile
-from service.model import Capabilities
 from service.promotion.expression import ExpressionError
 from service.promotion.facts import LANGUAGE
 from service.promotion.gate import Environment, Mark, Rule
+from service.records import Capabilities
 from service.strict import check_alias
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

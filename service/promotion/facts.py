@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from service.model import Approval, Creation, Evidence, LivePeriod, ModelVersion, Principal, Run
+from service.model import Principal
 from service.promotion.expression import OPEN, Environment, Path
+from service.records import Approval, Creation, Evidence, LivePeriod, ModelVersion, Run
 
 
 class Source(Enum):

@@ -7,7 +7,8 @@ import sqlite3
 
 import pytest
 
-from service.audit import Operation, Settled, Trail
+from service.audit import Operation, Trail
+from service.effects import Settled
 from service.errors import JournalUnavailable
 from service.journal import schema
 from service.journal.store import SqlJournal

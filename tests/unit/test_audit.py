@@ -10,23 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.audit import (
-    MAX_EVENT_BYTES,
-    Effect,
-    Event,
-    Opened,
-    OpenOperation,
-    Operation,
-    Posted,
-    Settled,
-    TakenDown,
-    Trail,
-    Withdrawn,
-    build_event,
-    canonical_json,
-)
+from service.audit import MAX_EVENT_BYTES, Event, OpenOperation, Operation, Trail, build_event, canonical_json
+from service.change import AliasSet, OfRun
+from service.effects import Effect, Opened, Posted, Settled, TakenDown, Withdrawn
 from service.errors import JournalUnavailable
-from service.model import AliasSet, Call, Decision, Evidence, Finding, Need, OfRun, Principal, Verdict
+from service.model import Call, Decision, Finding, Need, Principal, Verdict
+from service.records import Evidence
 
 NOW = 1_577_880_000.5
 CALLER = Principal("service:ci", frozenset({"group:z", "group:a"}), acting_for="user:ann", credential="key-1")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import BadConfiguration
-from service.model import Capabilities
 from service.promotion.environments import Environments, load_environments
 from service.promotion.gate import Environment, Mark
+from service.records import Capabilities
 
 MLFLOW = Capabilities(aliases=True, stages=True, tags=True)
 ALIASES_ONLY = Capabilities(aliases=True, stages=False, tags=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.model import Approval, Creation, Evidence, Finding, LivePeriod, ModelVersion, Principal, Run
+from service.model import Finding, Principal
 from service.promotion.facts import LANGUAGE, Facts, Source, VersionFacts, newest_evidence, version_document
 from service.promotion.gate import Environment, Mark, Rule
+from service.records import Approval, Creation, Evidence, LivePeriod, ModelVersion, Run
 
 NOW = 1_000_000.0
 CI = Principal("service:ci", frozenset({"group:ci"}))

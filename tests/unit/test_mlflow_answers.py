@@ -8,7 +8,8 @@ import pytest
 
 from service import errors
 from service.dialects.mlflow import MlflowDialect, render_error, render_promotion
-from service.model import Finding, ModelVersion, PromotionResult, Verdict
+from service.model import Finding, PromotionResult, Verdict
+from service.records import ModelVersion
 
 CLOSED = Verdict(
     findings=(Finding("ready", passed=True, because="fine"), Finding("floor", passed=False, because="too low"))

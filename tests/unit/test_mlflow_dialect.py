@@ -8,28 +8,25 @@ from typing import Any
 
 import pytest
 
-from service.dialects.mlflow import MlflowDialect
-from service.dialects.mlflow_refused import REFUSED
-from service.dialects.mlflow_table import ROWS
-from service.errors import InvalidRequest, MethodNotAllowed, RefusedRoute, UnknownRoute
-from service.model import (
+from service.change import (
     AliasDelete,
     AliasSet,
-    Call,
     ModelCreate,
     ModelRename,
-    Need,
     OfArtifact,
     OfExperiment,
     OfLoggedModel,
     OfRun,
     OutsideSource,
-    Principal,
-    Record,
     StageSet,
     TagSet,
     VersionCreate,
 )
+from service.dialects.mlflow import MlflowDialect
+from service.dialects.mlflow_refused import REFUSED
+from service.dialects.mlflow_table import ROWS
+from service.errors import InvalidRequest, MethodNotAllowed, RefusedRoute, UnknownRoute
+from service.model import Call, Need, Principal, Record
 
 DIALECT = MlflowDialect()
 CALLER = Principal("user:ann")

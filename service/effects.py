@@ -1,0 +1,105 @@
+"""What an event changes in the journal's own tables, in the same transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from service.records import Approval, Creation, Evidence, LivePeriod
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opened:
+    """An operation was begun; it stays open until it is settled."""
+
+    operation: str
+    digest: str
+    registry: str
+    change: Mapping[str, Any] | None
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settled:
+    """An operation ended.
+
+    ``state`` is ``succeeded``, ``failed``, ``unknown`` (read back later) or ``unproven`` (read back in vain).
+    """
+
+    operation: str
+    state: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registered:
+    """A version was registered through the gateway."""
+
+    registry: str
+    creation: Creation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MadeLive:
+    """A version became live in an environment; whatever was live there ends."""
+
+    registry: str
+    model: str
+    period: LivePeriod
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TakenDown:
+    """Nothing is live in these environments any more (empty: in any of the model)."""
+
+    registry: str
+    model: str
+    environments: tuple[str, ...]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renamed:
+    """A model has another name; what is recorded of it follows."""
+
+    registry: str
+    model: str
+    new_name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Posted:
+    """Evidence about a version (named by its binding)."""
+
+    registry: str
+    model: str
+    binding: str
+    evidence: Evidence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signed:
+    """An approval of a version (named by its binding)."""
+
+    registry: str
+    model: str
+    binding: str
+    approval: Approval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Revoked:
+    """An approval was taken back."""
+
+    approval_id: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Evidence whose poster was told that it is not stored, because the journal answered too late."""
+
+    evidence_id: str
+
+
+Effect = Opened | Settled | Registered | MadeLive | TakenDown | Renamed | Posted | Signed | Revoked | Withdrawn

@@ -1,0 +1,144 @@
+"""What a registry holds of a model, and what the gateway itself records about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a registry can hold; an environment that needs more is refused at start."""
+
+    aliases: bool
+    stages: bool
+    tags: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A registered model and its marks."""
+
+    name: str
+    aliases: Mapping[str, str]
+    """Alias -> version."""
+    stages: Mapping[str, tuple[str, ...]]
+    """Stage -> versions in it, newest last; ``None`` left out."""
+    created_ms: int
+    tags: Mapping[str, str]
+    description: str
+    native: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model version."""
+
+    model: str
+    version: str
+    status: str
+    stage: str
+    source: str
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    created_ms: int
+    description: str
+    native: Mapping[str, Any]
+
+    @property
+    def binding(self) -> str:
+        """Name this very version: one deleted and made again is another, a renamed one is the same."""
+        return binding_of(self.version, self.created_ms, self.source)
+
+
+def binding_of(version: str, created_ms: int, source: str) -> str:
+    """Name one very version of a model."""
+    return hashlib.sha256(f"{version}\n{created_ms}\n{source}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run, as far as rules judge it. Metrics may be NaN."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    artifact_uri: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    datasets: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedModel:
+    """A logged model: where its files are and which run made it."""
+
+    model_id: str
+    experiment_id: str
+    artifact_uri: str
+    source_run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A fact about one version, posted by someone who may."""
+
+    id: str
+    kind: str
+    result: str
+    by: str
+    groups: tuple[str, ...]
+    facts: Mapping[str, Any]
+    source: str
+    at: float
+    artifact_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A person's signature under one version for one environment."""
+
+    id: str
+    environment: str
+    decision: str
+    by: str
+    persons: tuple[str, ...]
+    groups: tuple[str, ...]
+    reason: str
+    at: float
+    expires: float | None
+    rules_digest: str
+    revoked: bool = False
+    artifact_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePeriod:
+    """A version that is or was live in an environment, by record."""
+
+    environment: str
+    version: str
+    binding: str
+    since: float
+    until: float | None
+    by: str
+    operation: str
+    reason: str
+    behind: tuple[str, ...] = ()
+    """The run and the logged model it was made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """Who registered a version through the gateway."""
+
+    model: str
+    version: str
+    binding: str
+    by: str
+    persons: tuple[str, ...]
+    at: float
