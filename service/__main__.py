@@ -82,7 +82,7 @@ def _with_config(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     from granian import Granian
-    from granian.constants import Interfaces
+    from granian.constants import HTTPModes, Interfaces
 
     if options.config is not None:
         os.environ[CONFIG] = str(options.config.absolute())
@@ -97,7 +97,7 @@ def _serve(options: argparse.Namespace) -> int:
     _check_port(listen.host, listen.port)
     embedded = _start_embedded() if configuration.file is None else None
     try:
-        _validate(configuration, create_journal=configuration.file is None)
+        _validate(configuration)
         if embedded is not None:
             embedded.start_server(_say)
         _announce(configuration)
@@ -107,6 +107,7 @@ def _serve(options: argparse.Namespace) -> int:
             address=listen.host,
             port=listen.port,
             interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
             workers=1,
             websockets=False,
             log_enabled=False,
@@ -156,23 +157,26 @@ def _check_port(host: str, port: int) -> None:
             raise BadConfiguration(message) from None
 
 
-def _validate(configuration: Configuration, *, create_journal: bool) -> None:
-    """Load every file the application would, so that nothing starts half."""
+def _validate(configuration: Configuration) -> None:
+    """Load every file the application would, so that nothing starts half; make the journal if there is none."""
     from service.app import Application
     from service.journal import schema
 
     url = configuration.journal_url()
-    if create_journal:
+    if not schema.exists(url):
         schema.upgrade(url)
+        _say(f"made a new journal: {url}")
     schema.check(url)
+    if configuration.settings.environments is None:
+        _say("no environments are configured: nothing is gated")
     Application(configuration)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from service.app import environments_of
     from service.authentication import ApiKeys
     from service.authorization import Snapshot
     from service.backends.mlflow import MlflowBackend
-    from service.promotion.environments import load_environments
 
     configuration = load(options.config)
     settings = configuration.settings
@@ -186,9 +190,7 @@ def _check(options: argparse.Namespace) -> int:
         lambda: Snapshot(
             configuration.path(settings.access.model), configuration.path(settings.access.rows), settings.registries
         ),
-        lambda: load_environments(
-            configuration.path(settings.environments), dict.fromkeys(settings.registries, MlflowBackend.capabilities)
-        ),
+        lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
         keys,
     ):
         try:

@@ -49,7 +49,9 @@ from service.journal.store import SqlJournal
 from service.ownership import Ownership
 from service.promoter import Promoter
 from service.promotion.environments import Environments, load_environments
+from service.promotion.gate import Environment
 from service.reconciler import Reconciler
+from service.records import Capabilities
 from service.seals import Seals
 from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
@@ -84,7 +86,7 @@ class Application:
             configuration.path(settings.access.model), configuration.path(settings.access.rows), registries
         )
         capabilities = {name: backend.capabilities for name, backend in self.backends.items()}
-        self.environments = Environments(load_environments(configuration.path(settings.environments), capabilities))
+        self.environments = Environments(environments_of(configuration, capabilities))
         self.journal = journal or SqlJournal(configuration.journal_url(), settings.journal.deadline_seconds)
         self.trail = Trail(
             self.journal,
@@ -194,6 +196,16 @@ class Application:
                     self.health.problems[name] = error.detail
             self.metrics.events_lost.set(self.trail.lost)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
+
+
+def environments_of(configuration: Configuration, capabilities: dict[str, Capabilities]) -> tuple[Environment, ...]:
+    """Load the configured environments; none are configured where the setting is left out.
+
+    Raises:
+        BadConfiguration: the file is wrong, or names what a registry cannot hold.
+    """
+    path = configuration.settings.environments
+    return load_environments(configuration.path(path), capabilities) if path is not None else ()
 
 
 def build_litestar(**keywords: Any) -> Litestar:

@@ -223,10 +223,10 @@ def _with_short_texts(value: Any) -> Any:
     return value
 
 
-def _cut(text: str) -> str:
-    """Cut *text* so that its JSON has at most about 512 bytes; a character can take twelve."""
-    kept = text[:_MAX_TEXT]
-    while len(json.dumps(kept)) - 2 > _MAX_TEXT:
+def _cut(text: str, limit: int = _MAX_TEXT) -> str:
+    """Cut *text* so that its JSON has at most about *limit* bytes; a character can take twelve."""
+    kept = text[:limit]
+    while len(json.dumps(kept)) - 2 > limit:
         kept = kept[: len(kept) * 3 // 4]
     return text if len(kept) == len(text) else f"{kept}…(cut, {len(text)} characters)"
 
@@ -235,7 +235,7 @@ def _core(data: Any) -> Any:
     """Keep what every event must say, within any bound: lists shrink to their first items, facts are gone."""
     verdict = data.get("verdict")
     findings = [
-        {**finding, "because": finding["because"][:100], "missing": finding["missing"][:3]}
+        {**finding, "because": _cut(finding["because"], 150), "missing": [_cut(m, 60) for m in finding["missing"][:3]]}
         for finding in (verdict or {}).get("findings", ())[:20]
     ]
     return {

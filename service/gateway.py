@@ -272,6 +272,8 @@ class Gateway:
         for item in await self._guard.carries(backend, call.change):
             assert isinstance(call.change, ModelRename)  # only renames carry
             name = call.change.new_name
+            marks = [_need_of(name, mark) for mark in item.environment.marks]
+            await self._refuse_denied_by_row(backend, call, marks, operation)
             need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
             await self.authorize(backend, (need,), operation)
             asked = Asked(call.change.model, item.version, call.principal)

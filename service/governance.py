@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from service.audit import Event, Operation
 from service.backend import Backend
-from service.effects import Effect, Posted, Revoked, Signed
+from service.effects import Posted, Revoked, Signed
 from service.errors import Conflict, Denied, GatewayError, JournalUnavailable, NotFound
 from service.gateway import Gateway
 from service.gather import Gatherer
@@ -24,6 +24,8 @@ from service.promotion.gate import Environment
 from service.provenance import UNVERIFIABLE, artifact_digest
 from service.records import Approval, Evidence, LivePeriod, ModelVersion
 from service.strict import check_text, check_version
+
+E = TypeVar("E", Posted, Signed, Revoked)
 
 
 class Governance:
@@ -70,18 +72,19 @@ class Governance:
         backend: Backend,
         model: str,
         version: str,
-        effect_of: Callable[[ModelVersion], Awaitable[Effect]],
-    ) -> ModelVersion:
+        effect_of: Callable[[ModelVersion], Awaitable[E]],
+    ) -> E:
         """Bind a record to the very version and store it with its event; a refusal leaves a ``rejected`` one."""
         operation.model, operation.version = model, version
         try:
             check_version(version)
             found = await backend.get_version(model, version)
-            await self._gateway.trail.stored(operation, [await effect_of(found)])
+            effect = await effect_of(found)
+            await self._gateway.trail.stored(operation, [effect])
         except GatewayError as error:
             await self._rejecting(operation, error)
             raise
-        return found
+        return effect
 
     async def post_evidence(
         self, principal: Principal, registry: str, model: str, version: str, posted: Mapping[str, Any], address: str
@@ -105,12 +108,11 @@ class Governance:
         )
         operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
 
-        async def effect_of(found: ModelVersion) -> Effect:
+        async def effect_of(found: ModelVersion) -> Posted:
             digest = await artifact_digest(backend, found)
             return Posted(registry, model, found.binding, dataclasses.replace(evidence, artifact_digest=digest))
 
-        await self._store(operation, backend, model, version, effect_of)
-        return evidence
+        return (await self._store(operation, backend, model, version, effect_of)).evidence
 
     async def evidence(
         self, principal: Principal, registry: str, model: str, version: str, address: str
@@ -146,7 +148,7 @@ class Governance:
         )
         operation.after = {"decision": approval.decision, "id": approval.id}
 
-        async def effect_of(found: ModelVersion) -> Effect:
+        async def effect_of(found: ModelVersion) -> Signed:
             creation = await self._journal.creation(registry, model, found.binding)
             if creation is not None and principal.persons & {creation.by, *creation.persons}:
                 message = "You registered this version; somebody else has to approve it."
@@ -155,8 +157,7 @@ class Governance:
             digest = await artifact_digest(backend, found)
             return Signed(registry, model, found.binding, dataclasses.replace(approval, artifact_digest=digest))
 
-        await self._store(operation, backend, model, version, effect_of)
-        return approval
+        return (await self._store(operation, backend, model, version, effect_of)).approval
 
     async def approvals(
         self, principal: Principal, registry: str, model: str, version: str, address: str
@@ -186,7 +187,7 @@ class Governance:
         backend, operation = await self._open(principal, registry, "revokeApproval", need, address)
         operation.environment, operation.before = approval.environment, {"id": approval.id}
 
-        async def effect_of(_: ModelVersion) -> Effect:
+        async def effect_of(_: ModelVersion) -> Revoked:
             if approval.revoked:
                 message = "This approval was revoked before."
                 raise Conflict(message)

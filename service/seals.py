@@ -133,8 +133,8 @@ class Seals:
         for seal in self._seals.values():
             if seal.registry == registry and identifier in seal.behind:
                 message = (
-                    f"It stands behind version {seal.version} of {seal.model!r}, which is live in "
-                    f"{seal.environment!r}, and is sealed."
+                    f"It stands behind version {seal.version} of {seal.model!r}, which is live or being judged "
+                    f"in {seal.environment!r}, and is sealed."
                 )
                 raise Conflict(message)
 

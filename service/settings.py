@@ -80,9 +80,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     registries: dict[str, Registry]
     access: Access
-    environments: str
     authentication: Authentication
-    journal: Journal
+    environments: str | None = None
+    """Left out: nothing is gated."""
+    journal: Journal = Journal("sqlite:///journal.db")
     listen: Listen = Listen()
     default_registry: str | dict[str, str] | None = None
     audit: Audit = Audit()

@@ -35,6 +35,11 @@ def upgrade(url: str) -> None:
     command.upgrade(config, "head")
 
 
+def exists(url: str) -> bool:
+    """Tell whether there is a file at *url*, journal or not."""
+    return Path(url.removeprefix(_PREFIX)).exists()
+
+
 def check(url: str) -> None:
     """Return if the journal at *url* has the schema `HEAD`.
 

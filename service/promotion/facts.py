@@ -46,7 +46,7 @@ VERSION_SCHEMA: Mapping[str, Any] = {
 
 SCHEMA: Mapping[str, Any] = {
     "candidate": VERSION_SCHEMA,
-    "incumbent": VERSION_SCHEMA,
+    "incumbent": {name: fields for name, fields in VERSION_SCHEMA.items() if name != "artifact_digest"},
     "evidence": OPEN,
     "approvals": OPEN,
     "environment": {"name": None, "registry": None},

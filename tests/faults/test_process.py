@@ -161,7 +161,7 @@ def intents(directory: Path) -> int:
         (lambda d: (d / "gateway.yaml").write_text("a: [\n"), "gateway.yaml:2"),
         (lambda d: (d / "keys.yaml").write_text("- {id: a, principal: admin, sha256: x}\n"), "keys.yaml:1"),
         (lambda d: (d / "keys.yaml").unlink(), "keys.yaml: No such file"),
-        (lambda d: (d / "journal.db").unlink(), "journal upgrade"),
+        (lambda d: (d / "journal.db").write_bytes(b""), "journal upgrade"),
         (lambda d: (d / "journal.db").write_bytes(b"not a database" * 100), "not a journal"),
     ],
 )
@@ -176,6 +176,19 @@ def test_a_broken_configuration_is_one_clear_line(deployed, tmp_path, damage, sa
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_first_start_makes_the_journal(tmp_path, mlflow_server):
+    config = write_configuration(tmp_path, registries={"main": {"kind": "mlflow", "url": mlflow_server.url}})
+    port = free_port()
+    process = start(config, port)
+    ready(port, process)
+    call(port, "registered-models/create", {"name": f"first-{random.getrandbits(32)}"})
+    process.terminate()
+    assert process.wait(timeout=40) == 0
+    process.stderr.close()
+    assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+    assert open_operations(tmp_path) == 0
 
 
 def test_a_broken_policy_is_named_by_check_and_serve(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from service.errors import BadConfiguration
 from service.settings import Configuration, data_dir, embedded_document, load
@@ -98,7 +99,7 @@ def test_a_refused_url_is_not_repeated_with_its_password(read: Read) -> None:
     assert "hunter2" not in caught.value.detail
 
 
-@pytest.mark.parametrize("key", ["access", "environments", "authentication", "journal", "registries"])
+@pytest.mark.parametrize("key", ["access", "authentication", "registries"])
 def test_what_is_missing_is_named(read: Read, key: str) -> None:
     text = re.sub(rf"(?m)^{key}:.*\n(  .*\n)*", "", BASE)
     with pytest.raises(BadConfiguration, match=f"missing required field `{key}`"):
@@ -188,3 +189,11 @@ def test_the_embedded_default_is_a_valid_configuration(tmp_path: Path) -> None:
     assert found.journal_url() == f"sqlite:///{tmp_path}/journal.db"
     assert Path(embedded_document(tmp_path)["access"]["rows"]).is_file()
     assert data_dir({}) == Path.cwd() / ".gateway"
+
+
+def test_without_environments_and_journal_there_are_defaults(read: Read) -> None:
+    document = yaml.safe_load(BASE)
+    del document["environments"], document["journal"]
+    configuration = read(yaml.safe_dump(document))
+    assert configuration.settings.environments is None
+    assert configuration.journal_url() == f"sqlite:///{configuration.base / 'journal.db'}"
