@@ -29,7 +29,7 @@ from service.api import routes
 from service.api.front import Front
 from service.api.health import PUBLIC, Health, Metrics
 from service.api.problems import render_error
-from service.asgi import ASGI
+from service.asgi import ASGI, client_address
 from service.audit import Journal, Sink, Trail
 from service.authentication import ApiKeys
 from service.authorization import Authorizer
@@ -46,6 +46,7 @@ from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
 from service.journal.store import SqlJournal
+from service.model import Caller
 from service.ownership import Ownership
 from service.promoter import Promoter
 from service.promotion.environments import Environments, load_environments
@@ -126,6 +127,7 @@ class Application:
         return build_litestar(
             lifespan=[self._lifespan],
             dependencies={
+                "caller": Provide(_caller, sync_to_thread=False),
                 "gateway": _given(self.gateway),
                 "governance": _given(self.governance),
                 "health": _given(self.health),
@@ -216,7 +218,7 @@ def build_litestar(**keywords: Any) -> Litestar:
         """Give the OpenAPI document of our own routes."""
         return Response(openapi_document(request.app), media_type="application/json")
 
-    names = ("gateway", "governance", "health", "metrics")
+    names = ("caller", "gateway", "governance", "health", "metrics")
     keywords.setdefault("dependencies", {name: _given(None) for name in names})  # enough for the document
     return Litestar(
         route_handlers=[*routes.HANDLERS, *health_routes.HANDLERS, openapi],
@@ -292,6 +294,10 @@ def public_paths(app: Litestar) -> frozenset[str]:
         for route in app.routes
         if any(handler.opt.get("public") for handler in getattr(route, "route_handlers", ())) and "{" not in route.path
     )
+
+
+def _caller(request: Request[Any, Any, Any]) -> Caller:
+    return Caller(request.scope["state"]["principal"], client_address(request.scope))
 
 
 def _given(value: object) -> Provide:

@@ -16,7 +16,7 @@ from service.errors import Conflict, Denied, GatewayError, JournalUnavailable, N
 from service.gateway import Gateway
 from service.gather import Gatherer
 from service.guard import live_version
-from service.model import Call, Need, Principal, resource
+from service.model import Call, Caller, Need, resource
 from service.promoter import etag
 from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
@@ -41,13 +41,11 @@ class Governance:
     def _journal(self) -> Any:
         return self._gateway.trail.journal
 
-    async def _open(
-        self, principal: Principal, registry: str, name: str, need: Need, address: str
-    ) -> tuple[Backend, Operation]:
+    async def _open(self, caller: Caller, registry: str, name: str, need: Need) -> tuple[Backend, Operation]:
         backend = self._gateway.backend(registry)
         if isinstance(need.resource, str):
             check_text(unquote(need.resource), "name")
-        call = Call(principal=principal, registry=registry, name=name, needs=(need,), address=address)
+        call = Call(principal=caller.principal, registry=registry, name=name, needs=(need,), address=caller.address)
         operation = Operation.opened(call, self._gateway.trail.now())
         await self._gateway.authorize(backend, call.needs, operation)
         return backend, operation
@@ -87,7 +85,7 @@ class Governance:
         return effect
 
     async def post_evidence(
-        self, principal: Principal, registry: str, model: str, version: str, posted: Mapping[str, Any], address: str
+        self, caller: Caller, registry: str, model: str, version: str, posted: Mapping[str, Any]
     ) -> Evidence:
         """Store evidence of ``posted['kind']`` about a version; append-only, the newest of a kind counts.
 
@@ -95,13 +93,13 @@ class Governance:
             Denied, NotFound, JournalUnavailable: nothing is stored.
         """
         need = Need("evidence:post", resource("models", model, "versions", "evidence", posted["kind"]))
-        backend, operation = await self._open(principal, registry, "postEvidence", need, address)
+        backend, operation = await self._open(caller, registry, "postEvidence", need)
         evidence = Evidence(
             id=str(uuid.uuid4()),
             kind=posted["kind"],
             result=posted["result"],
-            by=principal.subject,
-            groups=tuple(sorted(principal.groups)),
+            by=caller.principal.subject,
+            groups=tuple(sorted(caller.principal.groups)),
             facts=dict(posted["facts"]),
             source=posted["source"],
             at=self._gateway.trail.now(),
@@ -114,16 +112,14 @@ class Governance:
 
         return (await self._store(operation, backend, model, version, effect_of)).evidence
 
-    async def evidence(
-        self, principal: Principal, registry: str, model: str, version: str, address: str
-    ) -> list[Evidence]:
+    async def evidence(self, caller: Caller, registry: str, model: str, version: str) -> list[Evidence]:
         """List the evidence about a version, oldest first."""
-        found = await self._read_version(principal, registry, model, version, "listEvidence", address)
+        found = await self._read_version(caller, registry, model, version, "listEvidence")
         evidence: list[Evidence] = await self._journal.evidence(registry, model, found.binding)
         return evidence
 
     async def approve(
-        self, principal: Principal, registry: str, model: str, version: str, signed: Mapping[str, Any], address: str
+        self, caller: Caller, registry: str, model: str, version: str, signed: Mapping[str, Any]
     ) -> Approval:
         """Store an approval or a rejection of a version for an environment, under its present rules.
 
@@ -132,15 +128,15 @@ class Governance:
         """
         environment = self._environment(registry, model, signed["environment"])
         need = Need("approval:create", resource("models", model, "environments", environment.name))
-        backend, operation = await self._open(principal, registry, "createApproval", need, address)
+        backend, operation = await self._open(caller, registry, "createApproval", need)
         operation.environment, operation.reason = environment.name, signed["reason"]
         approval = Approval(
             id=str(uuid.uuid4()),
             environment=environment.name,
             decision=signed["decision"],
-            by=principal.subject,
-            persons=tuple(sorted(principal.persons)),
-            groups=tuple(sorted(principal.groups)),
+            by=caller.principal.subject,
+            persons=tuple(sorted(caller.principal.persons)),
+            groups=tuple(sorted(caller.principal.groups)),
             reason=signed["reason"],
             at=self._gateway.trail.now(),
             expires=signed["expires"],
@@ -150,7 +146,7 @@ class Governance:
 
         async def effect_of(found: ModelVersion) -> Signed:
             creation = await self._journal.creation(registry, model, found.binding)
-            if creation is not None and principal.persons & {creation.by, *creation.persons}:
+            if creation is not None and caller.principal.persons & {creation.by, *creation.persons}:
                 message = "You registered this version; somebody else has to approve it."
                 await self._gateway.trail.refused(operation, "denied")
                 raise Denied(message, operation=operation.id)
@@ -159,32 +155,28 @@ class Governance:
 
         return (await self._store(operation, backend, model, version, effect_of)).approval
 
-    async def approvals(
-        self, principal: Principal, registry: str, model: str, version: str, address: str
-    ) -> list[Approval]:
+    async def approvals(self, caller: Caller, registry: str, model: str, version: str) -> list[Approval]:
         """List the approvals of a version, revoked ones too, oldest first."""
-        found = await self._read_version(principal, registry, model, version, "listApprovals", address)
+        found = await self._read_version(caller, registry, model, version, "listApprovals")
         approvals: list[Approval] = await self._journal.approvals(registry, model, found.binding)
         return approvals
 
-    async def revoke(
-        self, principal: Principal, registry: str, model: str, version: str, approval_id: str, address: str
-    ) -> None:
+    async def revoke(self, caller: Caller, registry: str, model: str, version: str, approval_id: str) -> None:
         """Take an approval back: one's own, or with ``approval:revoke`` anybody's.
 
         Raises:
             NotFound: no such approval of this version. Conflict: it was revoked before. Denied.
         """
-        found = await self._read_version(principal, registry, model, version, "revokeApproval", address)
+        found = await self._read_version(caller, registry, model, version, "revokeApproval")
         approvals: list[Approval] = await self._journal.approvals(registry, model, found.binding)
         approval = next((item for item in approvals if item.id == approval_id), None)
         if approval is None:
             message = "This version has no such approval."
             raise NotFound(message)
-        own = approval.by == principal.subject
+        own = approval.by == caller.principal.subject
         action = "approval:create" if own else "approval:revoke"
         need = Need(action, resource("models", model, "environments", approval.environment))
-        backend, operation = await self._open(principal, registry, "revokeApproval", need, address)
+        backend, operation = await self._open(caller, registry, "revokeApproval", need)
         operation.environment, operation.before = approval.environment, {"id": approval.id}
 
         async def effect_of(_: ModelVersion) -> Revoked:
@@ -195,19 +187,17 @@ class Governance:
 
         await self._store(operation, backend, model, version, effect_of)
 
-    async def _read_version(
-        self, principal: Principal, registry: str, model: str, version: str, name: str, address: str
-    ) -> ModelVersion:
+    async def _read_version(self, caller: Caller, registry: str, model: str, version: str, name: str) -> ModelVersion:
         check_version(version)
         need = Need("version:read", resource("models", model, "versions"))
-        backend, _ = await self._open(principal, registry, name, need, address)
+        backend, _ = await self._open(caller, registry, name, need)
         return await backend.get_version(model, version)
 
     async def version(
-        self, principal: Principal, registry: str, model: str, version: str, address: str
+        self, caller: Caller, registry: str, model: str, version: str
     ) -> tuple[VersionFacts, list[Evidence], list[Approval]]:
         """Get all that is known about a version."""
-        found = await self._read_version(principal, registry, model, version, "getVersion", address)
+        found = await self._read_version(caller, registry, model, version, "getVersion")
         backend = self._gateway.backend(registry)
         facts, evidence, approvals = await asyncio.gather(
             self._gatherer.version(backend, found, frozenset(Source)),
@@ -217,7 +207,7 @@ class Governance:
         return facts, newest_evidence(evidence), approvals
 
     async def live(
-        self, principal: Principal, registry: str, model: str, name: str, address: str
+        self, caller: Caller, registry: str, model: str, name: str
     ) -> tuple[ModelVersion, LivePeriod | None, dict[str, Any] | None, str | None, str]:
         """Get what is live in an environment: the version, its period, its MLmodel, digest and ETag.
 
@@ -225,7 +215,7 @@ class Governance:
             NotFound: no such environment, or nothing is live in it.
         """
         need = Need("model:read", resource("models", model, "environments", name))
-        backend, _ = await self._open(principal, registry, "getEnvironment", need, address)
+        backend, _ = await self._open(caller, registry, "getEnvironment", need)
         environment = self._environment(registry, model, name)
         version = live_version(await backend.get_model(model), environment)
         if version is None:
@@ -260,17 +250,15 @@ class Governance:
             (item for item in reversed(periods) if item.environment == environment and item.until is None), None
         )
 
-    async def history(
-        self, principal: Principal, registry: str, model: str, name: str, address: str
-    ) -> list[LivePeriod]:
+    async def history(self, caller: Caller, registry: str, model: str, name: str) -> list[LivePeriod]:
         """List what was live in an environment by record, newest first."""
         need = Need("model:read", resource("models", model, "environments", name))
-        await self._open(principal, registry, "getHistory", need, address)
+        await self._open(caller, registry, "getHistory", need)
         self._environment(registry, model, name)
         periods: list[LivePeriod] = await self._journal.periods(registry, model)
         return [item for item in reversed(periods) if item.environment == name]
 
-    async def promotion(self, principal: Principal, operation_id: str) -> list[Event]:
+    async def promotion(self, caller: Caller, operation_id: str) -> list[Event]:
         """List the events of a promotion the caller may read about.
 
         Raises:
@@ -281,15 +269,15 @@ class Governance:
         if not events or not events[0]["data"]["environment"]:
             raise NotFound(message)
         data = events[0]["data"]
-        may = self._gateway.decides(principal, data["registry"], resource("models", data["model"]), "model:read")
+        may = self._gateway.decides(caller.principal, data["registry"], resource("models", data["model"]), "model:read")
         if not may.allowed:
             raise NotFound(message)
-        if self._gateway.decides(principal, data["registry"], "audit", "audit:read").allowed:
+        if self._gateway.decides(caller.principal, data["registry"], "audit", "audit:read").allowed:
             return events
         return [_public(event) for event in events]
 
     async def events(
-        self, principal: Principal, filters: Mapping[str, Any], after: int, limit: int, address: str
+        self, caller: Caller, filters: Mapping[str, Any], after: int, limit: int
     ) -> list[tuple[int, Event]]:
         """List audit events, oldest first; needs ``audit:read``.
 
@@ -297,15 +285,17 @@ class Governance:
             Denied: no row allows it.
         """
         names = list(self._gateway.backends)
-        readable = [name for name in names if self._gateway.decides(principal, name, "audit", "audit:read").allowed]
-        await self._open(principal, (readable or names)[0], "listEvents", Need("audit:read", "audit"), address)
+        readable = [
+            name for name in names if self._gateway.decides(caller.principal, name, "audit", "audit:read").allowed
+        ]
+        await self._open(caller, (readable or names)[0], "listEvents", Need("audit:read", "audit"))
         scope = {} if len(readable) == len(names) else {"registry": readable}
         events: list[tuple[int, Event]] = await self._journal.events({**filters, **scope}, after, limit)
         return events
 
-    def environments(self, principal: Principal) -> list[tuple[str, Environment]]:
+    def environments(self, caller: Caller) -> list[tuple[str, Environment]]:
         """List the configured environments with each registry they are of."""
-        del principal  # what guards an environment is no secret to those who must satisfy it
+        del caller  # what guards an environment is no secret to those who must satisfy it
         return [
             (registry, environment)
             for registry in self._gateway.backends

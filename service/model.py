@@ -74,6 +74,14 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """A principal and where it calls from."""
+
+    principal: Principal
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Access: allowed or denied, and by which policy row. The zero value is a denial."""
 

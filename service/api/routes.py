@@ -8,17 +8,16 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from litestar import Controller, Request, Response, delete, get, post
+from litestar import Controller, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, PathParameter, QueryParameter
 
 from service.api import schemas as s
-from service.asgi import client_address
 from service.change import Promotion
 from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.governance import Governance
-from service.model import Call, PromotionResult, Record, Verdict
+from service.model import Call, Caller, PromotionResult, Record, Verdict
 from service.promotion.facts import version_document
 from service.records import Approval, Evidence
 from service.strict import check_text, check_version
@@ -42,16 +41,14 @@ class VersionController(Controller):
     @get(operation_id="getVersion", opt={"action": "version:read"})
     async def version(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
         version: Version,
     ) -> s.VersionBody:
         """Get a version with the facts rules see, its evidence and its approvals."""
-        facts, evidence, approvals = await governance.version(
-            *_caller(request), registry, model, version, client_address(request.scope)
-        )
+        facts, evidence, approvals = await governance.version(caller, registry, model, version)
         document = json.loads(json.dumps(version_document(facts), default=_iso), parse_constant=str)
         return s.VersionBody(
             registry,
@@ -66,7 +63,7 @@ class VersionController(Controller):
     @post("/evidence", operation_id="postEvidence", opt={"action": "evidence:post"})
     async def post_evidence(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
@@ -78,29 +75,25 @@ class VersionController(Controller):
             message = f"The facts are over {_MAX_FACTS_BYTES} bytes; keep a link in `source` instead."
             raise InvalidRequest(message)
         posted = {"kind": data.kind, "result": data.result, "facts": data.facts, "source": data.source}
-        return _evidence(
-            await governance.post_evidence(
-                *_caller(request), registry, model, version, posted, client_address(request.scope)
-            )
-        )
+        return _evidence(await governance.post_evidence(caller, registry, model, version, posted))
 
     @get("/evidence", operation_id="listEvidence", opt={"action": "version:read"})
     async def list_evidence(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
         version: Version,
     ) -> s.EvidencesBody:
         """List the evidence about a version, oldest first."""
-        found = await governance.evidence(*_caller(request), registry, model, version, client_address(request.scope))
+        found = await governance.evidence(caller, registry, model, version)
         return s.EvidencesBody([_evidence(item) for item in found])
 
     @post("/approvals", operation_id="createApproval", opt={"action": "approval:create"})
     async def approve(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
@@ -118,27 +111,25 @@ class VersionController(Controller):
             "reason": data.reason,
             "expires": expires,
         }
-        return _approval(
-            await governance.approve(*_caller(request), registry, model, version, signed, client_address(request.scope))
-        )
+        return _approval(await governance.approve(caller, registry, model, version, signed))
 
     @get("/approvals", operation_id="listApprovals", opt={"action": "version:read"})
     async def list_approvals(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
         version: Version,
     ) -> s.ApprovalsBody:
         """List the approvals of a version, oldest first."""
-        found = await governance.approvals(*_caller(request), registry, model, version, client_address(request.scope))
+        found = await governance.approvals(caller, registry, model, version)
         return s.ApprovalsBody([_approval(item) for item in found])
 
     @delete("/approvals/{approval_id:str}", operation_id="revokeApproval", opt={"action": "approval:revoke"})
     async def revoke(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
@@ -146,7 +137,7 @@ class VersionController(Controller):
         approval_id: FromPath[str],
     ) -> None:
         """Take back an approval: one's own with `approval:create`, anybody's with `approval:revoke`."""
-        await governance.revoke(*_caller(request), registry, model, version, approval_id, client_address(request.scope))
+        await governance.revoke(caller, registry, model, version, approval_id)
 
 
 class EnvironmentController(Controller):
@@ -158,16 +149,14 @@ class EnvironmentController(Controller):
     @get(operation_id="getEnvironment", opt={"action": "model:read"})
     async def live(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
         environment: FromPath[str],
     ) -> Response[s.LiveBody]:
         """Get what is live in an environment. The ETag is for If-Match on a promotion."""
-        version, period, mlmodel, digest, etag = await governance.live(
-            *_caller(request), registry, model, environment, client_address(request.scope)
-        )
+        version, period, mlmodel, digest, etag = await governance.live(caller, registry, model, environment)
         flavors = (mlmodel or {}).get("flavors")
         body = s.LiveBody(
             environment=environment,
@@ -184,14 +173,14 @@ class EnvironmentController(Controller):
     @get("/history", operation_id="getHistory", opt={"action": "model:read"})
     async def history(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         governance: NamedDependency[Governance],
         registry: FromPath[str],
         model: FromPath[str],
         environment: FromPath[str],
     ) -> s.HistoryBody:
         """List what was live in an environment by record, newest first."""
-        found = await governance.history(*_caller(request), registry, model, environment, client_address(request.scope))
+        found = await governance.history(caller, registry, model, environment)
         return s.HistoryBody(
             [
                 s.PeriodBody(
@@ -209,7 +198,7 @@ class EnvironmentController(Controller):
     @post("/promotions", operation_id="promote", status_code=200, opt={"action": "environment:promote"})
     async def promote(
         self,
-        request: Request[Any, Any, Any],
+        caller: NamedDependency[Caller],
         gateway: NamedDependency[Gateway],
         registry: FromPath[str],
         model: FromPath[str],
@@ -227,13 +216,13 @@ class EnvironmentController(Controller):
             if_match=if_match,
         )
         call = Call(
-            principal=request.scope["state"]["principal"],
+            principal=caller.principal,
             registry=registry,
             name="promote",
             needs=(),
             record=Record.EACH,
             change=change,
-            address=client_address(request.scope),
+            address=caller.address,
         )
         answer = await gateway.handle(call)
         assert answer.promotion is not None  # a promotion is answered by one
@@ -253,7 +242,7 @@ async def list_registries(gateway: NamedDependency[Gateway]) -> s.RegistriesBody
 
 @get("/v1/environments", operation_id="listEnvironments", opt={"action": "none"}, tags=["environments"])
 async def list_environments(
-    request: Request[Any, Any, Any], governance: NamedDependency[Governance]
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance]
 ) -> s.EnvironmentsBody:
     """List the environments, their marks and their rules."""
     return s.EnvironmentsBody(
@@ -267,7 +256,7 @@ async def list_environments(
                 [s.RuleBody(rule.name, rule.require.text, rule.because) for rule in item.rules],
                 item.rules_digest,
             )
-            for registry, item in governance.environments(*_caller(request))
+            for registry, item in governance.environments(caller)
         ]
     )
 
@@ -279,10 +268,10 @@ async def list_environments(
     tags=["environments"],
 )
 async def get_promotion(
-    request: Request[Any, Any, Any], governance: NamedDependency[Governance], promotion_id: FromPath[str]
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance], promotion_id: FromPath[str]
 ) -> s.PromotionRecord:
     """Get a promotion and its events."""
-    events = await governance.promotion(*_caller(request), promotion_id)
+    events = await governance.promotion(caller, promotion_id)
     data, last = events[0]["data"], events[-1]["data"]
     verdict = last["verdict"] or data["verdict"]
     return s.PromotionRecord(
@@ -302,7 +291,7 @@ async def get_promotion(
 
 @get("/v1/audit/events", operation_id="listEvents", opt={"action": "audit:read"}, tags=["audit"])
 async def list_events(
-    request: Request[Any, Any, Any],
+    caller: NamedDependency[Caller],
     governance: NamedDependency[Governance],
     model: Text = None,
     actor: Text = None,
@@ -327,9 +316,7 @@ async def list_events(
         "until": _seconds(until),
     }
     filters = {name: value for name, value in given.items() if value is not None}
-    rows = await governance.events(
-        *_caller(request), filters, int(cursor or 0), limit + 1, client_address(request.scope)
-    )
+    rows = await governance.events(caller, filters, int(cursor or 0), limit + 1)
     more = len(rows) > limit
     rows = rows[:limit]
     return s.EventsBody([event for _, event in rows], str(rows[-1][0]) if more else None)
@@ -343,10 +330,6 @@ HANDLERS = (
     get_promotion,
     list_events,
 )
-
-
-def _caller(request: Request[Any, Any, Any]) -> tuple[Any]:
-    return (request.scope["state"]["principal"],)
 
 
 def _promotion(result: PromotionResult) -> s.PromotionBody:
