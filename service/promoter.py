@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from service.audit import Operation, Trail
@@ -85,8 +87,11 @@ class Promoter:
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
-        origin = await _origin(backend, candidate)
-        with self._seals.provisional(backend.name, asked.model, environment, asked.version, origin):
+        sealed: AbstractContextManager[None] = contextlib.nullcontext()
+        if not asked.dry_run:  # to look is no reason to keep anybody from writing
+            behind = await _origin(backend, candidate)
+            sealed = self._seals.provisional(backend.name, asked.model, environment, asked.version, behind)
+        with sealed:
             verdict = await self._judge(backend, environment, candidate, incumbent, asked)
             operation.verdict = verdict
             marking = Marking(self.missing_marks(backend.name, model, candidate, environment), model, candidate)

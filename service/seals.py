@@ -33,6 +33,8 @@ class Seal:
     version: str
     behind: frozenset[str]
     """Identifiers of runs and logged models."""
+    judged: bool = False
+    """Not live yet: it is being judged, and a write has to wait."""
 
 
 class Seals:
@@ -71,7 +73,7 @@ class Seals:
             message = "Something behind the version is being written just now; nothing was changed. Try again."
             raise Busy(message)
         key = (registry, model, f"{environment.name} (being judged)")
-        self._seals[key] = Seal(registry, model, environment.name, version, behind)
+        self._seals[key] = Seal(registry, model, environment.name, version, behind, judged=True)
         try:
             yield
         except OutcomeUnknown:
@@ -98,7 +100,7 @@ class Seals:
 
     def settle(self, registry: str, model: str) -> None:
         """Drop the provisional seals of *model*: what became of them is proved."""
-        for key in [key for key in self._seals if key[:2] == (registry, model) and key[2].endswith(")")]:
+        for key in [key for key, seal in self._seals.items() if seal.judged and key[:2] == (registry, model)]:
             del self._seals[key]
 
     def drop(self, registry: str, model: str, environments: Iterable[str]) -> None:
@@ -120,6 +122,7 @@ class Seals:
 
         Raises:
             Conflict: it stands behind a live version, which is named. Nothing was forwarded.
+            Busy: it stands behind a version that is being judged. Nothing was forwarded; try again.
         """
         if not self._seals or call.name in _UNJUDGED:
             return
@@ -131,12 +134,14 @@ class Seals:
 
     def _refuse(self, registry: str, identifier: str) -> None:
         for seal in self._seals.values():
-            if seal.registry == registry and identifier in seal.behind:
-                message = (
-                    f"It stands behind version {seal.version} of {seal.model!r}, which is live or being judged "
-                    f"in {seal.environment!r}, and is sealed."
-                )
-                raise Conflict(message)
+            if seal.registry != registry or identifier not in seal.behind:
+                continue
+            what = f"It stands behind version {seal.version} of {seal.model!r}, which is"
+            if seal.judged:
+                message = f"{what} being judged for {seal.environment!r}; nothing was forwarded. Try again."
+                raise Busy(message)
+            message = f"{what} live in {seal.environment!r}, and is sealed."
+            raise Conflict(message)
 
     async def _refuse_experiment(self, backend: Backend, experiment_id: str) -> None:
         for seal in [seal for seal in self._seals.values() if seal.registry == backend.name]:

@@ -318,6 +318,7 @@ async def test_an_upload_under_way_stops_a_promotion(running):
         await satisfy(client, version)
         seals = it.application.gateway.seals
         seals._writing["main", run_of(it)] += 1
+        assert (await promote(client, version, dry_run=True)).status == 200
         busy = await promote(client, version)
         assert (busy.status, busy.json["type"].rpartition("/")[2]) == (503, "busy")
         del seals._writing["main", run_of(it)]
@@ -421,3 +422,23 @@ async def test_if_match_of_anything_needs_something(running):
         assert (await promote(client, version, headers=[("if-match", "*")])).status == 412
         assert (await promote(client, version)).status == 200
         assert (await promote(client, version, headers=[("if-match", "*")])).status == 200
+
+
+async def test_a_write_to_what_is_being_judged_waits(running):
+    """MLflow's client tries again on 503: a training run outlives a promotion that looks at it."""
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await satisfy(client, version)
+        judge = it.application.gateway._promoter._judge
+        message = {"run_id": run_of(it), "key": "accuracy", "value": 1.0, "timestamp": 2}
+        seen = []
+
+        async def look(*arguments):
+            seen.append(await client.rpc("POST", "runs/log-metric", **message))
+            return await judge(*arguments)
+
+        it.application.gateway._promoter._judge = look
+        assert (await promote(client, version)).status == 200
+        assert (seen[0].status, seen[0].headers["retry-after"]) == (503, "1")
+        assert (await client.rpc("POST", "runs/log-metric", **message)).status == 409
