@@ -79,10 +79,10 @@ class Seals:
         except OutcomeUnknown:
             raise  # it may be live: the reconciler's proof replaces the seal
         except BaseException:
-            del self._seals[key]
+            self._seals.pop(key, None)
             raise
         else:
-            del self._seals[key]
+            self._seals.pop(key, None)
 
     @contextlib.contextmanager
     def writing(self, backend: Backend, call: Call) -> Iterator[None]:
