@@ -6,14 +6,15 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from service.embedded import Embedded
 from service.errors import BadConfiguration
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
-GOOD, WRONG, CANNOT_RUN = 0, 1, 2
+GOOD, WRONG, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadConfiguration as error:
         print(f"registry-gateway: {error.detail}", file=sys.stderr)
         return WRONG if options.run is _check else CANNOT_RUN
+    except KeyboardInterrupt:
+        _say("stopped")
+        return INTERRUPTED
     return status
 
 
@@ -33,13 +37,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve the gateway; without a configuration, the embedded default")
     _with_config(serve)
-    serve.add_argument("--host", help="listen here instead of listen.host")
-    serve.add_argument("--port", type=int, help="listen here instead of listen.port")
-    serve.add_argument("--workers", type=int, default=1, help="worker processes (SQLite journal: 1)")
+    _with_listen(serve)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate configuration, policy, environments and keys; start nothing")
     _with_config(check)
+    _with_listen(check)
     check.set_defaults(run=_check)
 
     policy = commands.add_parser("policy", help="try the access policy").add_subparsers(required=True)
@@ -80,20 +83,34 @@ def _with_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help=f"configuration file (default: ${CONFIG}, else embedded)")
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from granian import Granian
-    from granian.constants import HTTPModes, Interfaces
+def _with_listen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="listen here instead of listen.host")
+    parser.add_argument("--port", type=int, help="listen here instead of listen.port")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (SQLite journal: 1)")
 
+
+def _load(options: argparse.Namespace) -> Configuration:
+    """Read the configuration as the command line changes it; the workers read it from the environment."""
     if options.config is not None:
         os.environ[CONFIG] = str(options.config.absolute())
     for name, value in (("HOST", options.host), ("PORT", options.port)):
         if value is not None:
             os.environ[f"{PREFIX}LISTEN__{name}"] = str(value)
-    configuration = load()
-    listen = configuration.settings.listen
     if options.workers != 1:
         message = f"--workers {options.workers}: one worker at most writes a SQLite journal"
         raise BadConfiguration(message)
+    return load()
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces
+
+    configuration = _load(options)
+    listen = configuration.settings.listen
+    problems = problems_of(configuration)
+    if problems:
+        raise BadConfiguration("\n".join(problems))
     _check_port(listen.host, listen.port)
     embedded = _start_embedded() if configuration.file is None else None
     try:
@@ -173,35 +190,39 @@ def _validate(configuration: Configuration) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from service.app import environments_of
-    from service.authentication import ApiKeys
-    from service.authorization import Snapshot
-    from service.backends.mlflow import MlflowBackend
-
-    configuration = load(options.config)
-    settings = configuration.settings
-    problems = []
-
-    def keys() -> None:
-        if configuration.file is not None:
-            ApiKeys(configuration.path(settings.authentication.api_keys or ""))
-
-    for part in (
-        lambda: Snapshot(
-            configuration.path(settings.access.model), configuration.path(settings.access.rows), settings.registries
-        ),
-        lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
-        keys,
-    ):
-        try:
-            part()
-        except BadConfiguration as error:
-            problems.append(error.detail)
+    problems = problems_of(_load(options))
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
         _say("configuration, policy, environments and keys are good")
     return WRONG if problems else GOOD
+
+
+def problems_of(configuration: Configuration) -> list[str]:
+    """List what is wrong in the files a configuration names, each with file and line; start nothing."""
+    from service.app import environments_of
+    from service.authentication import ApiKeys
+    from service.authorization import Snapshot
+    from service.backends.mlflow import MlflowBackend
+    from service.files import read_text
+
+    settings, path = configuration.settings, configuration.path
+    parts: list[Callable[[], object]] = [
+        lambda: Snapshot(path(settings.access.model), path(settings.access.rows), settings.registries),
+        lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
+    ]
+    if configuration.file is not None:  # the embedded default writes its own keys
+        parts.append(lambda: ApiKeys(path(settings.authentication.api_keys or "")))
+    for registry in settings.registries.values():
+        secrets = filter(None, (registry.token_file, registry.password_file))
+        parts += [partial(read_text, path(secret)) for secret in secrets]
+    problems = []
+    for part in parts:
+        try:
+            part()
+        except BadConfiguration as error:
+            problems.append(error.detail)
+    return problems
 
 
 def _policy_test(options: argparse.Namespace) -> int:
@@ -249,7 +270,7 @@ def _key_new(options: argparse.Namespace) -> int:
     entry = yaml.safe_dump([entry_for(key, options.principal, tuple(options.group))], sort_keys=False)
     if options.file is not None:
         try:
-            with options.file.open("a") as file:
+            with os.fdopen(os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
                 file.write(entry)
         except OSError as error:
             message = f"{options.file}: {error.strerror}"

@@ -242,6 +242,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             use_handler_docstrings=True,
         ),
         logging_config=None,
+        before_request=_refuse_unknown_query,
         **keywords,
     )
 
@@ -294,6 +295,15 @@ def public_paths(app: Litestar) -> frozenset[str]:
         for route in app.routes
         if any(handler.opt.get("public") for handler in getattr(route, "route_handlers", ())) and "{" not in route.path
     )
+
+
+def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
+    """Refuse a query field that the route does not name: an answer that ignores it would mislead."""
+    known = request.route_handler.parsed_fn_signature.parameters
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        message = f"The query field {unknown[0]!r} is unknown here."
+        raise e.InvalidRequest(message)
 
 
 def _caller(request: Request[Any, Any, Any]) -> Caller:

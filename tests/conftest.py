@@ -76,7 +76,7 @@ def free_port() -> int:
 def write_configuration(directory: Path, **changes: object) -> Path:
     """Write a configuration over the demo policies with fixed keys; *changes* replace top-level keys."""
     keys = [
-        {**entry_for(TOKENS[principal], principal, (group,)), "id": principal}
+        {**entry_for(TOKENS[principal], principal, (group,)), "id": principal, "expires": "2090-01-01"}
         for principal, group in DEMO_PRINCIPALS.items()
     ]
     (directory / "keys.yaml").write_text(yaml.safe_dump(keys))

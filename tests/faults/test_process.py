@@ -233,9 +233,18 @@ def test_an_unwritable_data_directory():
     assert "data directory cannot be written" in done.stderr
 
 
+def state_until(port: int, wanted: str, seconds: float = 20) -> str:
+    deadline, state = time.monotonic() + seconds, ""
+    while state != wanted and time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            state = json.load(answer)["status"]
+        time.sleep(0.1)
+    return state
+
+
 def alive(group_leader_text: str) -> list[str]:
-    done = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if group_leader_text in line and "ps -eo" not in line]
+    done = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if group_leader_text in line and "ps -ewwo" not in line]
 
 
 def test_the_embedded_default_and_its_story(tmp_path):
@@ -273,11 +282,13 @@ def test_the_embedded_default_and_its_story(tmp_path):
     for key in json.loads(tokens.read_text()).values():
         assert key not in (data / "api-keys.yaml").read_text()
         assert alive(key) == []
-    # the server dies: the guardian starts another one
-    servers = alive(str(data / "mlflow" / "mlflow.sock"))
+    # the server dies: /readyz says so, and the guardian starts another one
+    guardian = next(line for line in alive(str(data)) if "service.guardian" in line)
+    servers = [line for line in alive(guardian.split()[-2]) if "-m uvicorn" in line]
+    assert servers
     for line in servers:
-        if "uvicorn" in line:
-            os.kill(int(line.split()[0]), signal.SIGKILL)
+        os.kill(int(line.split()[0]), signal.SIGKILL)
+    assert state_until(port, "degraded") == "degraded"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -300,3 +311,45 @@ def test_the_embedded_default_and_its_story(tmp_path):
     assert alive(str(data)) == []
     process.stdout.close()
     process.stderr.close()
+
+
+def test_a_broken_policy_stops_the_embedded_default_before_anything_starts(tmp_path):
+    (tmp_path / "policies").mkdir()
+    source = Path(__file__).parents[2] / "policies"
+    for name in ("model.conf", "environments.yaml"):
+        (tmp_path / "policies" / name).write_text((source / name).read_text())
+    (tmp_path / "policies" / "policy.csv").write_text("p, role:a, main, models/*, model:read, Allow\n")
+    done = subprocess.run(
+        [*COMMAND, "serve", "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "REGISTRY_GATEWAY_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(source.parent)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "policy.csv:1" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("after", ["starting an MLflow server", "listening on"])
+def test_ctrl_c_ends_all_of_it_cleanly(tmp_path, after):
+    data = tmp_path / "data"
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "REGISTRY_GATEWAY_DATA_DIR": str(data)},
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if after in line:
+            break
+    if after == "listening on":
+        time.sleep(2)  # granian installs its handlers after the line is printed
+    os.killpg(process.pid, signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert "stopped" in rest
+    assert "Traceback" not in errors
+    assert alive(str(data)) == []

@@ -92,6 +92,10 @@ async def test_the_canonical_message_is_forwarded_and_nothing_else(running, key)
         assert last.method == endpoint.method
         assert last.path.startswith("/api/")
         assert "unknown_field" not in last.message
+        in_path = {name for name in message if f"{{{name}}}" in endpoint.path}
+        missing = set(message) - set(last.message) - {"run_uuid", "max_results"}
+        assert missing <= (in_path if endpoint.method == "GET" else set())  # every judged field is forwarded
+        assert last.path == target.partition("?")[0]
         judged = dict(message)
         for name, value in last.message.items():
             assert name in rpc.request.DESCRIPTOR.fields_by_name
