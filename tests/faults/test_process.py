@@ -247,7 +247,7 @@ def alive(group_leader_text: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if group_leader_text in line and "ps -ewwo" not in line]
 
 
-def test_the_embedded_default_and_its_story(tmp_path):
+def test_the_embedded_default_and_its_story(tmp_path, request):
     """`serve` without a configuration: the demo keys, the story, a restarted child, and nothing left after kill -9."""
     port, data = free_port(), tmp_path / "data"
     process = subprocess.Popen(
@@ -257,6 +257,7 @@ def test_the_embedded_default_and_its_story(tmp_path):
         text=True,
         env={**os.environ, "REGISTRY_GATEWAY_DATA_DIR": str(data)},
     )
+    request.addfinalizer(process.kill)  # a failing test leaves nothing behind
     ready(port, process, 120)
     tokens = data / "demo-tokens.json"
     assert tokens.stat().st_mode & 0o777 == 0o600
@@ -333,7 +334,7 @@ def test_a_broken_policy_stops_the_embedded_default_before_anything_starts(tmp_p
 
 
 @pytest.mark.parametrize("after", ["starting an MLflow server", "listening on"])
-def test_ctrl_c_ends_all_of_it_cleanly(tmp_path, after):
+def test_ctrl_c_ends_all_of_it_cleanly(tmp_path, request, after):
     data = tmp_path / "data"
     process = subprocess.Popen(
         [*COMMAND, "serve", "--port", str(free_port())],
@@ -343,6 +344,7 @@ def test_ctrl_c_ends_all_of_it_cleanly(tmp_path, after):
         env={**os.environ, "REGISTRY_GATEWAY_DATA_DIR": str(data)},
         start_new_session=True,
     )
+    request.addfinalizer(process.kill)
     for line in process.stdout:
         if after in line:
             break
