@@ -216,12 +216,3 @@ class EventsBody(Struct):
 
     events: list[dict[str, Any]]
     next_cursor: str | None
-
-
-class ProblemBody(Struct):
-    """An RFC 9457 problem."""
-
-    type: str
-    title: str
-    status: int
-    detail: str

@@ -204,12 +204,8 @@ def _version_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
 
 
 def run_of(message: Message) -> OfRun:
-    """Return the run a message names; ``run_uuid`` is the old spelling and must agree."""
-    run_id, run_uuid = str(message.get("run_id", "")), str(message.get("run_uuid", ""))
-    if run_id and run_uuid and run_id != run_uuid:
-        problem = "run_id and run_uuid name two different runs."
-        raise InvalidRequest(problem)
-    return OfRun(check_text(run_id or run_uuid, "run_id"))
+    """Return the run a message names; the old spelling ``run_uuid`` was merged into ``run_id`` when it was read."""
+    return OfRun(text(message, "run_id"))
 
 
 def _run(action: str) -> Callable[[Message], tuple[Need, ...]]:
