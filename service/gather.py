@@ -12,7 +12,7 @@ from service.errors import Conflict, NotFound
 from service.model import Principal
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
-from service.provenance import artifact_digest, run_behind
+from service.provenance import Origin, artifact_digest, find_origin, run_behind
 from service.records import Creation, Evidence, LivePeriod, ModelVersion, Run
 
 T = TypeVar("T")
@@ -34,8 +34,9 @@ class Gatherer:
         incumbent: ModelVersion | None,
         principal: Principal,
         reason: str,
+        origin: Origin | None,
     ) -> Facts:
-        """Fetch what *environment* needs to judge *candidate*.
+        """Fetch what *environment* needs to judge *candidate*, whose *origin* was found before.
 
         Raises:
             RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
@@ -43,32 +44,44 @@ class Gatherer:
         records = self._journal
         here = (backend.name, candidate.model, candidate.binding)
         judged, live, evidence, approvals = await asyncio.gather(
-            self.version(backend, candidate, environment.sources("candidate")),
-            self._incumbent(backend, environment, candidate, incumbent),
+            self._version(backend, candidate, environment.sources("candidate"), origin),
+            self._incumbent(backend, environment, candidate, incumbent, origin),
             records.evidence(*here) if environment.names("evidence") else _nothing(list[Evidence]()),
             records.approvals(*here),
         )
         digest = None
         if evidence or approvals or Source.DIGEST in environment.sources("candidate"):
-            digest = await _digest(backend, candidate)  # a record is about the files its author saw
+            digest = await _digest(backend, origin)  # a record is about the files its author saw
         return Facts(judged, live, evidence, approvals, principal, reason, self._now(), digest)
 
     async def _incumbent(
-        self, backend: Backend, environment: Environment, candidate: ModelVersion, incumbent: ModelVersion | None
+        self,
+        backend: Backend,
+        environment: Environment,
+        candidate: ModelVersion,
+        incumbent: ModelVersion | None,
+        origin: Origin | None,
     ) -> VersionFacts | None:
         if incumbent is None or not environment.names("incumbent"):
             return None
+        sources = environment.sources("incumbent")
         if incumbent.version == candidate.version and incumbent.model == candidate.model:
-            incumbent = candidate
-        return await self.version(backend, incumbent, environment.sources("incumbent"))
+            return await self._version(backend, candidate, sources, origin)
+        return await self.version(backend, incumbent, sources)
 
     async def version(self, backend: Backend, version: ModelVersion, sources: frozenset[Source]) -> VersionFacts:
         """Fetch *sources* of one version."""
+        origin = await find_origin(backend, version) if Source.RUN in sources else None
+        return await self._version(backend, version, sources, origin)
+
+    async def _version(
+        self, backend: Backend, version: ModelVersion, sources: frozenset[Source], origin: Origin | None
+    ) -> VersionFacts:
         run: Run | None
         creation: Creation | None
         periods: list[LivePeriod]
         run, mlmodel, creation, periods = await asyncio.gather(
-            _run(backend, version) if Source.RUN in sources else _nothing(None),
+            _run(backend, version, origin) if Source.RUN in sources else _nothing(None),
             backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else _nothing(None),
             self._journal.creation(backend.name, version.model, version.binding)
             if Source.RECORD in sources
@@ -80,8 +93,8 @@ class Gatherer:
         return VersionFacts(version, run, mlmodel, creation, periods)
 
 
-async def _run(backend: Backend, version: ModelVersion) -> Run | None:
-    run_id = await run_behind(backend, version)
+async def _run(backend: Backend, version: ModelVersion, origin: Origin | None) -> Run | None:
+    run_id = await run_behind(backend, version, origin)
     if run_id is None:
         return None
     try:
@@ -90,9 +103,11 @@ async def _run(backend: Backend, version: ModelVersion) -> Run | None:
         return None
 
 
-async def _digest(backend: Backend, version: ModelVersion) -> str | None:
+async def _digest(backend: Backend, origin: Origin | None) -> str | None:
+    if origin is None:
+        return None
     try:
-        return await artifact_digest(backend, version)
+        return await artifact_digest(backend, origin)
     except (Conflict, NotFound):
         return None
 

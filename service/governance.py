@@ -21,7 +21,7 @@ from service.promoter import etag
 from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
 from service.promotion.gate import Environment
-from service.provenance import UNVERIFIABLE, artifact_digest
+from service.provenance import UNVERIFIABLE, artifact_digest, origin_of_version
 from service.records import Approval, Evidence, LivePeriod, ModelVersion
 from service.strict import check_text, check_version
 
@@ -107,7 +107,7 @@ class Governance:
         operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
 
         async def effect_of(found: ModelVersion) -> Posted:
-            digest = await artifact_digest(backend, found)
+            digest = await artifact_digest(backend, await origin_of_version(backend, found))
             return Posted(registry, model, found.binding, dataclasses.replace(evidence, artifact_digest=digest))
 
         return (await self._store(operation, backend, model, version, effect_of)).evidence
@@ -150,7 +150,7 @@ class Governance:
                 message = "You registered this version; somebody else has to approve it."
                 await self._gateway.trail.refused(operation, "denied")
                 raise Denied(message, operation=operation.id)
-            digest = await artifact_digest(backend, found)
+            digest = await artifact_digest(backend, await origin_of_version(backend, found))
             return Signed(registry, model, found.binding, dataclasses.replace(approval, artifact_digest=digest))
 
         return (await self._store(operation, backend, model, version, effect_of)).approval

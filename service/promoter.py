@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from service.audit import Operation, Trail
 from service.backend import Backend
 from service.effects import Effect, MadeLive, TakenDown
-from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
+from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer
 from service.guard import live_version, marked_versions
 from service.model import Principal, PromotionResult, Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
-from service.provenance import origin_of_version
+from service.provenance import Origin, behind, find_origin
 from service.records import LivePeriod, ModelVersion, RegisteredModel
 from service.seals import Seals
 
@@ -87,12 +87,14 @@ class Promoter:
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
+        origin = await find_origin(backend, candidate)
         sealed: AbstractContextManager[None] = contextlib.nullcontext()
         if not asked.dry_run:  # to look is no reason to keep anybody from writing
-            behind = await _origin(backend, candidate)
-            sealed = self._seals.provisional(backend.name, asked.model, environment, asked.version, behind)
+            sealed = self._seals.provisional(
+                backend.name, asked.model, environment, asked.version, behind(candidate, origin)
+            )
         with sealed:
-            verdict = await self._judge(backend, environment, candidate, incumbent, asked)
+            verdict = await self._judge(backend, environment, candidate, incumbent, asked, origin)
             operation.verdict = verdict
             marking = Marking(self.missing_marks(backend.name, model, candidate, environment), model, candidate)
             if asked.dry_run:
@@ -120,8 +122,11 @@ class Promoter:
         candidate: ModelVersion,
         incumbent: ModelVersion | None,
         asked: Asked,
+        origin: Origin | None,
     ) -> Verdict:
-        facts = await self._gatherer.facts(backend, environment, candidate, incumbent, asked.principal, asked.reason)
+        facts = await self._gatherer.facts(
+            backend, environment, candidate, incumbent, asked.principal, asked.reason, origin
+        )
         return await asyncio.to_thread(environment.judge, facts, backend.name)
 
     async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
@@ -142,7 +147,7 @@ class Promoter:
             GateClosed: a rule failed.
         """
         candidate = await backend.get_version(asked.model, asked.version)
-        verdict = await self._judge(backend, environment, candidate, None, asked)
+        verdict = await self._judge(backend, environment, candidate, None, asked, await find_origin(backend, candidate))
         operation.verdict, operation.environment = verdict, environment.name
         if not verdict.allowed:
             message = f"The new name is in {environment.name!r}, whose gate is closed for version {asked.version}."
@@ -319,22 +324,9 @@ async def made_live(
             by=by,
             operation=operation,
             reason=reason,
-            behind=tuple(sorted(await _origin(backend, version))),
+            behind=tuple(sorted(behind(version, await find_origin(backend, version)))),
         ),
     )
-
-
-async def _origin(backend: Backend, version: ModelVersion) -> frozenset[str]:
-    """Return the run and the logged models behind *version*.
-
-    Raises:
-        RegistryUnavailable: they cannot be told, so they could not be sealed.
-    """
-    claimed = frozenset({version.run_id} - {""})
-    try:
-        return (await origin_of_version(backend, version)).identifiers | claimed
-    except (Conflict, NotFound):
-        return claimed
 
 
 async def write_mark(backend: Backend, model: str, mark: Mark, version: str) -> None:

@@ -96,6 +96,19 @@ async def origin_of_version(backend: Backend, version: ModelVersion) -> Origin:
     return await origin_of(backend, await backend.download_uri(version.model, version.version) or version.source)
 
 
+async def find_origin(backend: Backend, version: ModelVersion) -> Origin | None:
+    """Follow a version like `origin_of_version`; None where it leads nowhere."""
+    try:
+        return await origin_of_version(backend, version)
+    except (Conflict, NotFound):
+        return None
+
+
+def behind(version: ModelVersion, origin: Origin | None) -> frozenset[str]:
+    """Return the run and the logged models behind *version*, and the run it claims."""
+    return (origin.identifiers if origin else frozenset()) | ({version.run_id} - {""})
+
+
 async def check_run(backend: Backend, change: VersionCreate, model_id: str) -> None:
     """Refuse a version whose run or logged model is not the one its source comes from.
 
@@ -121,19 +134,18 @@ async def _is_run_of(backend: Backend, run_id: str, source: str, origin: Origin)
     return root != "/" and source.startswith(root)
 
 
-async def run_behind(backend: Backend, version: ModelVersion) -> str | None:
+async def run_behind(backend: Backend, version: ModelVersion, origin: Origin | None) -> str | None:
     """Return the run whose metrics are this version's, or None if its run and its files disagree."""
-    if not version.run_id:
+    if not version.run_id or origin is None:
         return None
     try:
-        origin = await origin_of_version(backend, version)
         same = await _is_run_of(backend, version.run_id, version.source, origin)
-    except (Conflict, NotFound):
+    except NotFound:
         return None
     return version.run_id if same else None
 
 
-async def artifact_digest(backend: Backend, version: ModelVersion) -> str:
+async def artifact_digest(backend: Backend, origin: Origin) -> str:
     """Return sha256 over the sorted (path, sha256) of the version's files.
 
     `UNVERIFIABLE` for storage that clients write directly.
@@ -141,7 +153,6 @@ async def artifact_digest(backend: Backend, version: ModelVersion) -> str:
     Raises:
         Conflict: too many or too large to be read, so that nothing can be bound to them. NotFound.
     """
-    origin = await origin_of_version(backend, version)
     if not origin.files:
         return UNVERIFIABLE
     total, size = hashlib.sha256(), 0
