@@ -59,6 +59,9 @@ from service.sinks.stdout import StdoutSink
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
+_OWN = ("/v1/", "/access/")
+_OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
+"""MLflow's OpenTelemetry ingestion, at its server's root."""
 _log = structlog.get_logger()
 
 
@@ -149,7 +152,7 @@ class Application:
         public = public_paths(self.litestar)
         return Front(
             own=self.litestar,  # type: ignore[arg-type]  # Litestar's own names for the same ASGI shapes
-            own_paths=lambda path: path in public or path.startswith(("/v1/", "/access/")) or path == "/v1",
+            own_paths=lambda path: path in public or (path.startswith(_OWN) and path not in _OPEN_TELEMETRY),
             public=public,
             dialect=endpoint,
             render_dialect_error=render_mlflow_error,

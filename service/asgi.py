@@ -44,11 +44,13 @@ def refuse_body(scope: Scope) -> None:
         raise InvalidRequest(message)
 
 
-async def read_json_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read a whole JSON body of at most *limit* bytes.
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, kinds: tuple[str, ...] = ("application/json",)
+) -> bytes:
+    """Read a whole body of at most *limit* bytes and of one of the media types *kinds*.
 
     Raises:
-        UnsupportedMediaType: not ``application/json`` in UTF-8, or encoded (gzip and the like).
+        UnsupportedMediaType: another media type, another charset than UTF-8, or encoded (gzip and the like).
         BodyTooLarge: over the limit, announced or found.
     """
     if (header(scope, "content-encoding") or "identity").lower() != "identity":
@@ -68,8 +70,8 @@ async def read_json_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
     if raw:
         kind, _, parameters = (header(scope, "content-type") or "").partition(";")
         charset = parameters.strip().lower()
-        if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
-            message = "Send the body as Content-Type: application/json in UTF-8."
+        if kind.strip().lower() not in kinds or charset not in ("", "charset=utf-8", 'charset="utf-8"'):
+            message = f"Send the body as Content-Type: {' or '.join(kinds)} in UTF-8."
             raise UnsupportedMediaType(message)
     return raw
 
@@ -88,6 +90,11 @@ async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
             yield event["body"]
         if not event.get("more_body"):
             return
+
+
+async def once(body: bytes) -> AsyncIterator[bytes]:
+    """Yield *body* as a stream of one part."""
+    yield body
 
 
 async def respond(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:

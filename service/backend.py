@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 
 from service.model import Answer, Request
@@ -49,6 +49,9 @@ class Backend(Protocol):
 
     async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
         """List the logged models that a run made, at most 100."""
+
+    async def trace_experiments(self, trace_ids: Collection[str]) -> Mapping[str, str]:
+        """Map those of *trace_ids* that exist to the identifiers of their experiments."""
 
     async def download_uri(self, model: str, version: str) -> str:
         """Return where the registry itself says a version's files are."""

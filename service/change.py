@@ -159,6 +159,15 @@ class OfLoggedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class OfTraces:
+    """The experiments of these traces."""
+
+    trace_ids: tuple[str, ...]
+    experiment_id: str = ""
+    """Where those that do not exist yet will be; empty where all must exist."""
+
+
+@dataclass(frozen=True, slots=True)
 class OfArtifact:
     """The experiment that owns this path below the registry's artifact root."""
 
@@ -172,4 +181,4 @@ class OutsideSource:
     uri: str
 
 
-Located = OfExperiment | OfRun | OfLoggedModel | OfArtifact | OutsideSource
+Located = OfExperiment | OfRun | OfLoggedModel | OfTraces | OfArtifact | OutsideSource

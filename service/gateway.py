@@ -83,7 +83,7 @@ class Gateway:
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
         await self.authorize(backend, call.needs, operation)
-        if call.listing is not None or call.experiments:
+        if call.listing is not None or call.experiments or call.traces:
             answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
         else:
             answer = await self._forward_telemetry_or_read(backend, call)
@@ -110,22 +110,22 @@ class Gateway:
             Denied: a policy row forbids it, or none allows it.
         """
         for index, need in enumerate(needs):
-            where = await self._resource_of(backend, need)
-            decision = (
-                Decision(allowed=True, row="sources")
-                if isinstance(need.resource, OutsideSource)
-                else self._decide(operation.principal, backend.name, where, need.action)
-            )
-            if index == 0 or not decision.allowed:
-                operation.action, operation.resource, operation.decision = need.action, where, decision
-            if not decision.allowed:
-                message = f"{operation.principal.subject} may not {need.action} on {where} of {backend.name}."
-                await self.trail.refused(operation, "denied")
-                raise Denied(message, operation=operation.id)
+            for where in await self._resources_of(backend, need):
+                decision = (
+                    Decision(allowed=True, row="sources")
+                    if isinstance(need.resource, OutsideSource)
+                    else self._decide(operation.principal, backend.name, where, need.action)
+                )
+                if index == 0 or not decision.allowed:
+                    operation.action, operation.resource, operation.decision = need.action, where, decision
+                if not decision.allowed:
+                    message = f"{operation.principal.subject} may not {need.action} on {where} of {backend.name}."
+                    await self.trail.refused(operation, "denied")
+                    raise Denied(message, operation=operation.id)
 
-    async def _resource_of(self, backend: Backend, need: Need) -> str:
+    async def _resources_of(self, backend: Backend, need: Need) -> list[str]:
         if isinstance(need.resource, str):
-            return need.resource
+            return [need.resource]
         if isinstance(need.resource, OutsideSource):
             if not need.resource.uri.startswith(self._sources.get(backend.name, ()) or "\0"):
                 message = (
@@ -133,8 +133,8 @@ class Gateway:
                     f"to registries.{backend.name}.sources."
                 )
                 raise InvalidRequest(message)
-            return need.resource.uri
-        return await self._ownership.resource_of(backend, need.resource)
+            return [need.resource.uri]
+        return await self._ownership.resources_of(backend, need.resource)
 
     def lock(self, registry: str, models: tuple[str, ...]) -> AbstractAsyncContextManager[None]:
         """Hold the locks of *models*, as a change does."""

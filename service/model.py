@@ -163,6 +163,8 @@ class Request:
     body: AsyncIterator[bytes] | None = None
     """The bytes of an artifact; never held in memory."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    streams: bool = False
+    """The answer is a file or another document that is not MLflow's JSON; it is passed on as it comes."""
 
     def digest(self) -> str:
         """Name the canonical message: equal for equal calls, whatever their spelling was."""
@@ -227,6 +229,8 @@ class Call:
     listing: Listing | None = None
     experiments: str = ""
     """The repeated field of the message that is cut down to readable experiments."""
+    traces: str = ""
+    """The repeated field of the message that is cut down to readable traces."""
     address: str = ""
     trace: str = ""
 

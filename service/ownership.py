@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from service.backend import Backend
-from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
-from service.errors import InvalidRequest, NotFound
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces
+from service.errors import Conflict, InvalidRequest, NotFound
 from service.model import resource
 
 NAME_SECONDS = 30.0
@@ -41,6 +41,30 @@ class Ownership:
         self._experiment_of: _Cache[tuple[str, str], str] = _Cache()
         self._names: _Cache[tuple[str, str], tuple[float, str]] = _Cache()
 
+    async def resources_of(
+        self, backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfTraces | OfArtifact
+    ) -> list[str]:
+        """Return the resources of the experiments that own *where*: several only for several traces.
+
+        Raises:
+            NotFound: no such object. InvalidRequest: an artifact path that maps to no run or logged model.
+            Conflict: a trace that is to be made exists in another experiment.
+        """
+        if not isinstance(where, OfTraces):
+            return [await self.resource_of(backend, where)]
+        owners = await backend.trace_experiments(where.trace_ids)  # a trace can be deleted and made again: not cached
+        if where.experiment_id:
+            for trace_id, experiment_id in owners.items():
+                if experiment_id != where.experiment_id:  # MLflow would write over it and move it here
+                    message = f"The trace {trace_id[:100]!r} exists in another experiment."
+                    raise Conflict(message)
+            return [await self.resource_of(backend, OfExperiment(where.experiment_id))]
+        for trace_id in where.trace_ids:
+            if trace_id not in owners:
+                message = f"Trace with ID {trace_id[:100]!r} not found."
+                raise NotFound(message)
+        return [await self.resource_of(backend, OfExperiment(item)) for item in dict.fromkeys(owners.values())]
+
     async def resource_of(self, backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact) -> str:
         """Return the resource of the experiment that owns *where*.
 
@@ -70,8 +94,14 @@ class Ownership:
 
         return (await self._names.find(key, fresh))[1]
 
-    async def experiment_of(self, backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> str:
+    async def experiment_of(self, backend: Backend, where: OfRun | OfLoggedModel | OfTraces | OfArtifact) -> str:
         """Return the identifier of the experiment that owns *where* (same errors as `resource_of`)."""
+        if isinstance(where, OfTraces):
+            owners = await backend.trace_experiments(where.trace_ids)
+            if len(set(owners.values())) != 1:
+                message = "No such trace."
+                raise NotFound(message)
+            return next(iter(owners.values()))
         if isinstance(where, OfArtifact):
             experiment_id, inner = parse_artifact_path(where.path)
             owner = await self.experiment_of(backend, inner)
@@ -94,20 +124,22 @@ class Ownership:
         return await self._experiment_of.find((backend.name, model_id), of_model)
 
 
-def parse_artifact_path(path: str) -> tuple[str, OfRun | OfLoggedModel]:
-    """Read ``{experiment}/{run}/artifacts/…`` or ``{experiment}/models/{model}/artifacts/…``.
+def parse_artifact_path(path: str) -> tuple[str, OfRun | OfLoggedModel | OfTraces]:
+    """Read ``{experiment}/{run}/artifacts/…``, or the same with ``models/{model}`` or ``traces/{trace}`` for the run.
 
     Raises:
-        InvalidRequest: it is neither.
+        InvalidRequest: it is none of these.
     """
     parts = path.split("/")
     if all(part not in ("", ".", "..") for part in parts[:-1]) and parts[-1] not in (".", ".."):
-        if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] != "models":
+        if len(parts) >= 3 and parts[2] == "artifacts" and parts[1] not in ("models", "traces"):
             return parts[0], OfRun(parts[1])
+        if len(parts) >= 4 and parts[1] == "traces" and parts[3] == "artifacts":
+            return parts[0], OfTraces((parts[2],))
         if len(parts) >= 4 and parts[1] == "models" and parts[3] == "artifacts":
             return parts[0], OfLoggedModel(parts[2])
     message = (
-        "The artifact path belongs to no run or logged model; it must be {experiment}/{run}/artifacts/… or "
-        "{experiment}/models/{logged model}/artifacts/…."
+        "The artifact path belongs to no run, logged model or trace; it must be {experiment}/{run}/artifacts/…, "
+        "{experiment}/models/{logged model}/artifacts/… or {experiment}/traces/{trace}/artifacts/…."
     )
     raise InvalidRequest(message)

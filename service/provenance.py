@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from service.backend import Backend
-from service.change import OfRun, VersionCreate
+from service.change import OfRun, OfTraces, VersionCreate
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.ownership import parse_artifact_path
 from service.records import LoggedModel, ModelVersion, Run
@@ -83,6 +83,8 @@ async def _of_path(backend: Backend, path: str) -> Origin:
         return Origin(None, (), (path,))
     if isinstance(owner, OfRun):
         return Origin(owner.run_id, (), (path,))
+    if isinstance(owner, OfTraces):
+        return Origin(None, (), (path,))
     logged = await backend.get_logged_model(owner.model_id)
     return Origin(logged.source_run_id or None, (logged.model_id,), (path,))
 

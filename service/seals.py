@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from service.backend import Backend
-from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces
 from service.errors import Busy, Conflict, GatewayError, OutcomeUnknown
 from service.model import Call
 from service.ownership import Ownership, parse_artifact_path
@@ -165,6 +165,7 @@ def _written(call: Call) -> list[str]:
 
 
 def _identifier(where: OfRun | OfLoggedModel | OfArtifact) -> str:
-    if isinstance(where, OfArtifact):
-        where = parse_artifact_path(where.path)[1]
-    return where.run_id if isinstance(where, OfRun) else where.model_id
+    found = parse_artifact_path(where.path)[1] if isinstance(where, OfArtifact) else where
+    if isinstance(found, OfTraces):
+        return found.trace_ids[0]
+    return found.run_id if isinstance(found, OfRun) else found.model_id

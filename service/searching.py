@@ -21,6 +21,7 @@ May = Callable[[str, str], bool]
 _DEFAULT_ROWS = {"registered_models": 100, "model_versions": 10_000, "experiments": 1_000}
 _FETCH_ROWS = 100
 _TOKEN_FIELDS = 3
+_MAX_TRACES = 1_000
 
 
 async def search(backend: Backend, call: Call, ownership: Ownership, may: May) -> Answer:
@@ -29,6 +30,8 @@ async def search(backend: Backend, call: Call, ownership: Ownership, may: May) -
     assert request is not None  # a search is always an RPC
     if call.experiments:
         return await _within_experiments(backend, call, request, ownership, may)
+    if call.traces:
+        return await _within_traces(backend, call, request, ownership, may)
     listing = call.listing
     assert listing is not None  # the gateway asks for one of the two
     wanted = _rows(request, listing.items)
@@ -51,17 +54,43 @@ async def search(backend: Backend, call: Call, ownership: Ownership, may: May) -
 
 async def _within_experiments(backend: Backend, call: Call, request: Request, ownership: Ownership, may: May) -> Answer:
     readable = []
-    for experiment_id in dict.fromkeys(request.message.get(call.experiments, ())):
+    for item in request.message.get(call.experiments, ()):
         try:
-            where = await ownership.resource_of(backend, OfExperiment(str(experiment_id)))
+            where = await ownership.resource_of(backend, OfExperiment(_experiment_id(item)))
         except NotFound:
             continue
         if may(where, "run:read"):
-            readable.append(experiment_id)
+            readable.append(item)
     if not readable:  # an empty list would mean every experiment to some servers
         return Answer.of({})
     message = {**request.message, call.experiments: readable}
     return await backend.forward(dataclasses.replace(request, message=message), writes=False, trace=call.trace)
+
+
+def _experiment_id(item: Any) -> str:
+    """Read an identifier, or a trace's location (another kind of location than an experiment is nothing readable)."""
+    found = item.get("mlflow_experiment", {}).get("experiment_id") if isinstance(item, dict) else item
+    if not found:
+        message = "That location is not an experiment."
+        raise NotFound(message)
+    return str(found)
+
+
+async def _within_traces(backend: Backend, call: Call, request: Request, ownership: Ownership, may: May) -> Answer:
+    trace_ids = list(dict.fromkeys(str(item) for item in request.message.get(call.traces, ())))
+    if len(trace_ids) > _MAX_TRACES:
+        message = f"{call.traces} names more than {_MAX_TRACES} traces."
+        raise InvalidRequest(message)
+    owners = await backend.trace_experiments(trace_ids) if trace_ids else {}
+    readable = {
+        experiment_id: may(await ownership.resource_of(backend, OfExperiment(experiment_id)), "run:read")
+        for experiment_id in dict.fromkeys(owners.values())
+    }
+    kept = [trace_id for trace_id in trace_ids if trace_id in owners and readable[owners[trace_id]]]
+    if not kept:
+        return Answer.of({})
+    cut = {**request.message, call.traces: kept}
+    return await backend.forward(dataclasses.replace(request, message=cut), writes=False, trace=call.trace)
 
 
 def _rows(request: Request, items: str) -> int:

@@ -141,6 +141,13 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
+def no_traversal(path: str) -> None:
+    """Refuse a path that leaves its place: a ``.`` or ``..`` segment, or anything percent-encoded."""
+    if any(part in (".", "..") for part in path.replace("\\", "/").split("/")) or "%" in path:
+        problem = "The path goes upwards or is percent-encoded."
+        raise InvalidRequest(problem)
+
+
 def check_version(version: str) -> str:
     """Return *version* if it is a model version number: ``[1-9][0-9]{0,9}``, ASCII."""
     if not _VERSION.fullmatch(version):

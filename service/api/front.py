@@ -25,7 +25,7 @@ from service.asgi import (
     Send,
     client_address,
     header,
-    read_json_bytes,
+    read_body,
     refuse_body,
     respond,
 )
@@ -138,7 +138,7 @@ class Front:
         if scope["method"] in _READS:
             refuse_body(scope)
             return receive
-        raw = await read_json_bytes(scope, receive, MAX_BODY_BYTES)
+        raw = await read_body(scope, receive, MAX_BODY_BYTES)
         if raw:
             parse_json(raw)  # duplicate keys and the like are refused before anything reads the body
         if scope.get("query_string"):

@@ -45,12 +45,13 @@ class HttpTransport:
 
     async def send(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
         """Send *request* and return its 2xx answer (see `service.backend.Backend` for the errors)."""
-        streams = request.rpc.endswith(".downloadArtifact")
         query, body = _encode(request)
         headers = {**self._headers(trace), **request.headers}
         if isinstance(body, bytes) and request.method != "GET":
             headers["content-type"] = "application/json"
-        return await self._exchange(request.method, request.path, query, body, headers, writes=writes, streams=streams)
+        return await self._exchange(
+            request.method, request.path, query, body, headers, writes=writes, streams=request.streams
+        )
 
     async def get(self, path: str, query: list[tuple[str, str]], limit: int) -> bytes | None:
         """GET a file of at most *limit* bytes; None if the server says it is not there."""

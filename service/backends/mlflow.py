@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -150,6 +150,19 @@ class MlflowBackend:
         request = Request(f"{_TRACKING}.searchLoggedModels", "POST", f"{_API}/logged-models/search", message)
         return [_logged_model(item["info"]) for item in (await self._send(request, writes=False)).get("models", ())]
 
+    async def trace_experiments(self, trace_ids: Collection[str]) -> Mapping[str, str]:
+        """Map those of *trace_ids* that exist to the identifiers of their experiments."""
+        path = "/api/3.0/mlflow/traces/batchGetInfos"
+        request = Request(f"{_TRACKING}.batchGetTraceInfos", "POST", path, {"trace_ids": sorted(trace_ids)})
+        infos = (await self._send(request, writes=False)).get("trace_infos", ())
+        found = {
+            str(info["trace_id"]): str(info["trace_location"]["mlflow_experiment"]["experiment_id"]) for info in infos
+        }
+        for trace_id in set(found) - set(trace_ids):
+            message = f"The registry stores a trace in the spelling {trace_id!r}; name it so."
+            raise InvalidRequest(message)
+        return found
+
     async def download_uri(self, model: str, version: str) -> str:
         """Return where the registry itself says a version's files are."""
         answer = await self._get(
@@ -190,7 +203,8 @@ class MlflowBackend:
 
     async def read_file(self, path: str) -> AsyncIterator[bytes]:
         """Stream a file below the artifact root."""
-        request = Request("MlflowArtifactsService.downloadArtifact", "GET", f"{_ARTIFACTS}/{quote(path, safe='/')}")
+        path = f"{_ARTIFACTS}/{quote(path, safe='/')}"
+        request = Request("MlflowArtifactsService.downloadArtifact", "GET", path, streams=True)
         try:
             answer = await self._transport.send(request, writes=False)
         except RegistryRefused as error:

@@ -16,13 +16,16 @@ from service.asgi import (
     Send,
     client_address,
     header,
-    read_json_bytes,
+    once,
+    read_body,
     refuse_body,
     respond,
     start,
     stream_body,
 )
 from service.dialects.mlflow import Match, MlflowDialect, render_error, render_promotion
+from service.dialects.mlflow_row import Body
+from service.dialects.otlp import EXPERIMENT_HEADER, PROTOBUF, RUN_HEADER, read_export
 from service.errors import GatewayError, InvalidRequest, UnknownRoute, UnsupportedMediaType
 from service.model import Answer, Call, Record
 
@@ -111,8 +114,10 @@ class MlflowEndpoint:
         body = b""
         if scope["method"] == "GET":
             refuse_body(scope)
-        elif not match.streams:
-            body = await read_json_bytes(scope, receive, match.row.max_body_bytes)
+        elif match.row.body is Body.OTLP:
+            return await self._read_export(scope, receive, match, registry), []
+        elif match.row.body is Body.JSON:
+            body = await read_body(scope, receive, match.row.max_body_bytes)
         query = _query(scope)
         build = self._dialect.call
         arguments = (match, scope["state"]["principal"], registry, query, body)
@@ -120,8 +125,8 @@ class MlflowEndpoint:
             call, dropped = await asyncio.to_thread(build, *arguments)
         else:
             call, dropped = build(*arguments)
-        call = dataclasses.replace(call, address=client_address(scope), trace=scope["state"].get("trace", ""))
-        if match.streams and call.request is not None:
+        call = _located(call, scope)
+        if match.row.body is Body.BYTES and call.request is not None:
             if (header(scope, "content-encoding") or "identity").lower() != "identity":
                 message = "Send the artifact without Content-Encoding."
                 raise UnsupportedMediaType(message)
@@ -131,6 +136,22 @@ class MlflowEndpoint:
             request = dataclasses.replace(call.request, body=stream_body(receive), headers=headers)
             call = dataclasses.replace(call, request=request)
         return call, dropped
+
+    async def _read_export(self, scope: Scope, receive: Receive, match: Match, registry: str) -> Call:
+        """Read OpenTelemetry's export; its headers say where the traces belong."""
+        raw = await read_body(scope, receive, match.row.max_body_bytes, (PROTOBUF, "application/json"))
+        is_json = (header(scope, "content-type") or "").startswith("application/json")
+        body, trace_ids = await asyncio.to_thread(read_export, raw, is_json=is_json)
+        experiment_id, run_id = header(scope, EXPERIMENT_HEADER), header(scope, RUN_HEADER)
+        document = {"experiment_id": experiment_id, "run_id": run_id, "trace_ids": trace_ids}
+        fields = json.dumps({key: value for key, value in document.items() if value}).encode()
+        call, _ = self._dialect.call(match, scope["state"]["principal"], registry, _query(scope), fields)
+        assert call.request is not None  # every RPC has one
+        headers = {"content-type": PROTOBUF, EXPERIMENT_HEADER: str(experiment_id)}
+        if run_id:
+            headers[RUN_HEADER] = run_id
+        request = dataclasses.replace(call.request, body=once(body), headers=headers, streams=True)
+        return _located(dataclasses.replace(call, request=request), scope)
 
     async def _answer_static(self, scope: Scope, path: str, send: Send) -> None:
         if scope["method"] != "GET":
@@ -143,6 +164,10 @@ class MlflowEndpoint:
         else:
             body = {"store_type": "SqlStore", "workspaces_enabled": False, "trace_archival_enabled": False}
             await respond(send, 200, _JSON, json.dumps(body).encode())
+
+
+def _located(call: Call, scope: Scope) -> Call:
+    return dataclasses.replace(call, address=client_address(scope), trace=scope["state"].get("trace", ""))
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:

@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from service.dialects.mlflow_refused import REFUSED
-from service.dialects.mlflow_table import ROWS, Row, no_traversal
+from service.dialects.mlflow_routes import ONLY_AJAX, REFUSED_ROUTES, load_routes
+from service.dialects.mlflow_row import Row
+from service.dialects.mlflow_table import ROWS
 from service.dialects.protobuf import Endpoint, Rpc, canonical, load_services, read_body, read_query
 from service.errors import (
     BodyTooLarge,
@@ -33,7 +35,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.model import Call, Principal, PromotionResult, Request
-from service.strict import decode_segment, parse_json
+from service.strict import decode_segment, no_traversal, parse_json
 
 SERVICES = (
     ("model_registry_pb2", "ModelRegistryService"),
@@ -41,9 +43,9 @@ SERVICES = (
     ("mlflow_artifacts_pb2", "MlflowArtifactsService"),
     ("webhooks_pb2", "WebhookService"),
 )
-PREFIXES = ("api", "ajax-api")
 _REST = "<path:"
-_GRAPHQL = "GraphQL is not served through the gateway; nothing was forwarded."
+_INNER_TRACE = "assessment.trace_id"
+"""The one path parameter that names a field of a nested message (createAssessment)."""
 
 _STATUS: dict[type[GatewayError], tuple[int, str]] = {
     Unauthenticated: (401, "UNAUTHENTICATED"),
@@ -97,10 +99,9 @@ class Match:
     endpoint: Endpoint
     parameters: dict[str, str]
 
-    @property
-    def streams(self) -> bool:
-        """Whether the request's body is an artifact's bytes rather than a message."""
-        return self.rpc.name == "uploadArtifact"
+
+_Target = tuple[Rpc, Endpoint] | str
+"""What a path leads to: an RPC, or the sentence that refuses it."""
 
 
 class MlflowDialect:
@@ -108,49 +109,55 @@ class MlflowDialect:
 
     def __init__(self) -> None:
         """Load MLflow's descriptors and index their paths."""
-        self.rpcs = load_services(*SERVICES)
-        self._literal: dict[str, dict[str, tuple[Rpc, Endpoint]]] = {}
-        self._template: list[tuple[list[str], Rpc, Endpoint]] = []
+        self.rpcs = {**load_services(*SERVICES), **load_routes()}
+        self._literal: dict[str, dict[str, _Target]] = {}
+        self._template: dict[int, list[tuple[list[str], str, _Target]]] = {}
         for rpc in self.rpcs.values():
             for endpoint in rpc.endpoints:
-                if "{" in endpoint.path or _REST in endpoint.path:
-                    self._template.append((endpoint.path.split("/"), rpc, endpoint))
-                else:
-                    self._literal.setdefault(endpoint.path, {})[endpoint.method] = (rpc, endpoint)
+                self._index(endpoint, (rpc, endpoint))
+        for (method, path), sentence in REFUSED_ROUTES.items():
+            self._index(Endpoint(method, path), sentence)
+
+    def _index(self, endpoint: Endpoint, target: _Target) -> None:
+        if "{" in endpoint.path or _REST in endpoint.path:
+            segments = endpoint.path.split("/")
+            length = 0 if segments[-1].startswith(_REST) else len(segments)  # 0: of any length
+            self._template.setdefault(length, []).append((segments, endpoint.method, target))
+        else:
+            self._literal.setdefault(endpoint.path, {})[endpoint.method] = target
 
     def match(self, method: str, raw_path: str) -> Match:
         """Find the RPC of *method* and the raw, still encoded *raw_path* (``/api/2.0/mlflow/...``).
 
         Raises:
-            UnknownRoute: no descriptor has this path. RefusedRoute: one has, and it is refused on purpose.
+            UnknownRoute: no table has this path. RefusedRoute: one has, and it is refused on purpose.
             MethodNotAllowed: the path is served with other methods only.
         """
-        prefix, _, path = raw_path.lstrip("/").partition("/")
-        if raw_path.rstrip("/").endswith("/graphql") or raw_path == "/graphql":
-            raise RefusedRoute(_GRAPHQL)
-        if prefix not in PREFIXES:
-            raise UnknownRoute(_unknown(method, raw_path))
-        found = self._find(path)
+        found = self._find(raw_path)
         if not found:
             raise UnknownRoute(_unknown(method, raw_path))
         if method not in found:
             message = f"{raw_path[:200]} takes {', '.join(sorted(found))}, not {method}."
             raise MethodNotAllowed(message)
-        rpc, endpoint, parameters = found[method]
+        target, parameters = found[method]
+        if isinstance(target, str):
+            raise RefusedRoute(target)
+        rpc, endpoint = target
         row = ROWS.get(rpc.key)
         if row is None:
             raise RefusedRoute(REFUSED.get(rpc.key) or _unknown(method, raw_path))
         return Match(rpc, row, endpoint, parameters)
 
-    def _find(self, path: str) -> dict[str, tuple[Rpc, Endpoint, dict[str, str]]]:
+    def _find(self, path: str) -> dict[str, tuple[_Target, dict[str, str]]]:
         if path in self._literal:  # literal paths beat templates
-            return {method: (*found, {}) for method, found in self._literal[path].items()}
+            return {method: (target, {}) for method, target in self._literal[path].items()}
         segments = path.split("/")
-        found: dict[str, tuple[Rpc, Endpoint, dict[str, str]]] = {}
-        for template, rpc, endpoint in self._template:
-            parameters = _parameters(template, segments)
-            if parameters is not None:
-                found.setdefault(endpoint.method, (rpc, endpoint, parameters))
+        found: dict[str, tuple[_Target, dict[str, str]]] = {}
+        for length in (len(segments), 0):
+            for template, method, target in self._template.get(length, ()):
+                parameters = _parameters(template, segments)
+                if parameters is not None:
+                    found.setdefault(method, (target, parameters))
         return found
 
     def call(
@@ -175,6 +182,7 @@ class MlflowDialect:
                 change=change,
                 listing=match.row.listing,
                 experiments=match.row.experiments,
+                traces=match.row.traces,
             ),
             dropped,
         )
@@ -192,26 +200,29 @@ class MlflowDialect:
             raise InvalidRequest(message)
         else:
             document, dropped = read_body(parse_json(body) if body else None, match.rpc)
-        for name, value in match.parameters.items():
-            if document.setdefault(name, value) != value:
-                message = f"The field {name!r} differs between path and body."
-                raise InvalidRequest(message)
+        beside = _merge_parameters(document, match)
         if match.rpc.request.DESCRIPTOR.fields_by_name.get("run_uuid") and document.get("run_uuid"):
             _merge_run_uuid(document)
-        return canonical(document, match.rpc), dropped
+        return {**canonical(document, match.rpc), **beside}, dropped
 
     @staticmethod
-    def _request(match: Match, message: dict[str, Any]) -> Request:
+    def upstream_path(rpc: Rpc) -> str:
+        """Return the path template that *rpc* is forwarded to, whichever of its spellings was asked."""
+        path = rpc.endpoints[0].path
+        return path.replace("/api/", "/ajax-api/", 1) if rpc.key in ONLY_AJAX else path
+
+    def _request(self, match: Match, message: dict[str, Any]) -> Request:
         first = match.rpc.endpoints[0]
-        path, rest = first.path, dict(message)
+        path, rest = self.upstream_path(match.rpc), dict(message)
+        fields = match.rpc.request.DESCRIPTOR.fields_by_name
         for name in match.parameters:
-            value = rest[name]
-            if first.method == "GET" or name == "path":
+            value = rest["assessment"]["trace_id"] if name == _INNER_TRACE else rest[name]
+            if name != _INNER_TRACE and (first.method == "GET" or name == "path" or name not in fields):
                 del rest[name]
             path = path.replace(f"{{{name}}}", quote(value, safe="")).replace(
                 "<path:artifact_path>", quote(value, safe="/")
             )
-        return Request(match.rpc.key, first.method, f"/api/{path}", rest)
+        return Request(match.rpc.key, first.method, path, rest, streams=match.row.streams)
 
 
 def render_promotion(match: Match, promotion: PromotionResult) -> dict[str, Any]:
@@ -219,6 +230,26 @@ def render_promotion(match: Match, promotion: PromotionResult) -> dict[str, Any]
     if match.rpc.name == "transitionModelVersionStage" and promotion.version is not None:
         return {"model_version": dict(promotion.version.native)}
     return {}
+
+
+def _merge_parameters(document: dict[str, Any], match: Match) -> dict[str, str]:
+    """Put the path's parameters into *document*; return those that its message has no field for.
+
+    Raises:
+        InvalidRequest: the body names something else than the path.
+    """
+    beside = {}
+    for name, value in match.parameters.items():
+        target, field = document, name
+        if name == _INNER_TRACE:
+            target, field = document.setdefault("assessment", {}), "trace_id"
+        elif name not in match.rpc.request.DESCRIPTOR.fields_by_name:
+            beside[name] = value
+            continue
+        if target.setdefault(field, value) != value:
+            message = f"The field {field!r} differs between path and body."
+            raise InvalidRequest(message)
+    return beside
 
 
 def _merge_run_uuid(document: dict[str, Any]) -> None:
@@ -231,12 +262,13 @@ def _merge_run_uuid(document: dict[str, Any]) -> None:
 
 def _parameters(template: list[str], segments: list[str]) -> dict[str, str] | None:
     if template[-1].startswith(_REST):
-        fixed = template[:-1]
-        if segments[: len(fixed)] != fixed or len(segments) <= len(fixed):
+        fixed = len(template) - 1
+        found = _parameters(template[:fixed], segments[:fixed]) if len(segments) > fixed else None
+        if found is None:
             return None
-        path = "/".join(decode_segment(part) for part in segments[len(fixed) :])
+        path = "/".join(decode_segment(part) for part in segments[fixed:])
         no_traversal(path)
-        return {"path": path}
+        return {**found, "path": path}
     if len(template) != len(segments):
         return None
     parameters = {}

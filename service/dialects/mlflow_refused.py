@@ -9,12 +9,7 @@ _ADMIN = "administers the MLflow server itself and is not served through the gat
 _OUTWARD = "makes the MLflow server call other systems and is not served through the gateway"
 _UNGOVERNED = "hands out access that the gateway could not govern; use the proxied artifact routes"
 
-_TRACING = """
-    setTraceTag setTraceTagV3 deleteTraceTag deleteTraceTagV3 startTrace endTrace getTraceInfo getTraceInfoV3 getTrace
-    batchGetTraces batchGetTraceInfos searchTraces searchTracesV3 startTraceV3 linkTracesToRun linkPromptsToTrace
-    searchUnifiedTraceHandler getOnlineTraceDetails deleteTraces deleteTracesV3 calculateTraceFilterCorrelation
-    queryTraceMetrics GetAssessment createAssessment updateAssessment deleteAssessment
-"""
+_DATABRICKS = "searchUnifiedTraceHandler getOnlineTraceDetails"
 _GENAI = """
     createIssue updateIssue getIssue searchIssues createLabelSchema getLabelSchema getLabelSchemaByName
     listLabelSchemas updateLabelSchema deleteLabelSchema createDataset getDataset deleteDataset
@@ -22,8 +17,7 @@ _GENAI = """
     registerScorer listScorers listScorerVersions getScorer deleteScorer getDatasetRecords deleteDatasetRecords
     addDatasetToExperiments removeDatasetFromExperiments createReviewQueue getOrCreateUserQueue getReviewQueue
     getReviewQueueByName listReviewQueues updateReviewQueue deleteReviewQueue addItemsToReviewQueue
-    removeItemsFromReviewQueue listReviewQueueItems setReviewQueueItemStatus searchDatasets
-    getMetricHistoryBulkInterval
+    removeItemsFromReviewQueue listReviewQueueItems setReviewQueueItemStatus
 """
 _SERVER = "listWorkspaces createWorkspace getWorkspace updateWorkspace deleteWorkspace"
 _GATEWAY = """
@@ -45,7 +39,7 @@ def _refuse(service: str, names: str, reason: str) -> dict[str, str]:
 
 
 REFUSED: Mapping[str, str] = {
-    **_refuse("MlflowService", _TRACING, _LATER),
+    **_refuse("MlflowService", _DATABRICKS, "exists on Databricks only; an MLflow server does not answer it"),
     **_refuse("MlflowService", _GENAI, _LATER),
     **_refuse("MlflowService", _SERVER, _ADMIN),
     **_refuse("MlflowService", _GATEWAY, _OUTWARD),

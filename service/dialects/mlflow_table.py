@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from service.change import (
     AliasDelete,
     AliasSet,
-    Change,
     Located,
     ModelCreate,
     ModelDelete,
@@ -27,33 +24,11 @@ from service.change import (
     VersionDelete,
     VersionUpdate,
 )
+from service.dialects.mlflow_row import EACH, SUMMED, Body, Message, Row, nothing, text
+from service.dialects.mlflow_traces import TRACES
 from service.errors import InvalidRequest
-from service.model import STAGES, Listing, Need, Record, resource
-from service.strict import check_alias, check_name, check_text, check_version
-
-Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one RPC means."""
-
-    needs: Callable[[Message], tuple[Need, ...]]
-    record: Record = Record.NONE
-    change: Callable[[Message], Change] | None = None
-    listing: Listing | None = None
-    experiments: str = ""
-    """The repeated field of experiment identifiers, cut down to the readable ones."""
-    max_body_bytes: int = 1 << 20
-
-
-def text(message: Message, field: str) -> str:
-    """Return the string *field* of *message*, which must be there.
-
-    Raises:
-        InvalidRequest: missing, empty or with a control character.
-    """
-    return check_text(str(message.get(field, "")), field)
+from service.model import STAGES, Listing, Need, resource
+from service.strict import check_alias, check_name, check_text, check_version, no_traversal
 
 
 def _version(message: Message) -> str:
@@ -154,13 +129,6 @@ def _inner_source(scheme: str, rest: str) -> Need:
     raise InvalidRequest(problem)
 
 
-def no_traversal(path: str) -> None:
-    """Refuse a path that leaves its place: a ``.`` or ``..`` segment, or anything percent-encoded."""
-    if any(part in (".", "..") for part in path.replace("\\", "/").split("/")) or "%" in path:
-        problem = "The path goes upwards or is percent-encoded."
-        raise InvalidRequest(problem)
-
-
 def _alias(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
         alias = text(message, "alias")
@@ -177,6 +145,8 @@ def _transition(message: Message) -> tuple[Need, ...]:
     return (Need("stage:set", resource("models", text(message, "name"), "stages", _stage(message))),)
 
 
+_MAX_RUNS = 100
+"""MLflow's own bound for a history of several runs."""
 IS_PROMPT = "mlflow.prompt.is_prompt"
 
 
@@ -227,6 +197,22 @@ def _run_and_models(message: Message) -> tuple[Need, ...]:
     return (Need("run:update", run_of(message)), *(Need("run:update", OfLoggedModel(key)) for key in models))
 
 
+def _runs(field: str) -> Callable[[Message], tuple[Need, ...]]:
+    def needs(message: Message) -> tuple[Need, ...]:
+        run_ids = dict.fromkeys(check_text(str(item), "run") for item in message.get(field, ()))
+        if not 0 < len(run_ids) <= _MAX_RUNS:
+            problem = f"{field} must name 1 to {_MAX_RUNS} runs."
+            raise InvalidRequest(problem)
+        return tuple(Need("run:read", OfRun(run_id)) for run_id in run_ids)
+
+    return needs
+
+
+def _version_artifact(message: Message) -> tuple[Need, ...]:
+    no_traversal(text(message, "path"))
+    return _one_version("version:read")(message)
+
+
 def _experiment(action: str) -> Callable[[Message], tuple[Need, ...]]:
     return lambda message: (Need(action, OfExperiment(text(message, "experiment_id"))),)
 
@@ -270,12 +256,6 @@ _VERSIONS = Listing("model_versions", "version:read", lambda item: resource("mod
 _EXPERIMENTS = Listing("experiments", "experiment:read", lambda item: resource("experiments", str(item["name"])))
 
 
-def _nothing(_: Message) -> tuple[Need, ...]:
-    return ()
-
-
-EACH, SUMMED = Record.EACH, Record.SUMMED
-
 _REGISTRY = {
     "createRegisteredModel": Row(_create_model, EACH, lambda m: ModelCreate(m["name"])),
     "renameRegisteredModel": Row(_rename_model, EACH, lambda m: ModelRename(m["name"], m["new_name"])),
@@ -284,7 +264,7 @@ _REGISTRY = {
     ),
     "deleteRegisteredModel": Row(_model("model:delete"), EACH, lambda m: ModelDelete(m["name"])),
     "getRegisteredModel": Row(_model("model:read")),
-    "searchRegisteredModels": Row(_nothing, listing=_MODELS),
+    "searchRegisteredModels": Row(nothing, listing=_MODELS),
     "getLatestVersions": Row(_versions("version:read")),
     "createModelVersion": Row(
         _create_version, EACH, lambda m: VersionCreate(m["name"], m["source"], m.get("run_id", ""))
@@ -301,7 +281,7 @@ _REGISTRY = {
     ),
     "deleteModelVersion": Row(_one_version("version:delete"), EACH, lambda m: VersionDelete(m["name"], m["version"])),
     "getModelVersion": Row(_one_version("version:read")),
-    "searchModelVersions": Row(_nothing, listing=_VERSIONS),
+    "searchModelVersions": Row(nothing, listing=_VERSIONS),
     "getModelVersionDownloadUri": Row(_one_version("version:read")),
     "setRegisteredModelTag": Row(
         _model_tag("tag:set"), EACH, lambda m: TagSet(m["name"], "", m["key"], m.get("value", ""))
@@ -325,7 +305,7 @@ _TRACKING = {
         lambda m: (Need("experiment:read", resource("experiments", text(m, "experiment_name"))),)
     ),
     "createExperiment": Row(_create_experiment, EACH),
-    "searchExperiments": Row(_nothing, listing=_EXPERIMENTS),
+    "searchExperiments": Row(nothing, listing=_EXPERIMENTS),
     "getExperiment": Row(_experiment("experiment:read")),
     "deleteExperiment": Row(_experiment("experiment:delete"), EACH),
     "restoreExperiment": Row(_experiment("experiment:delete"), EACH),
@@ -337,7 +317,7 @@ _TRACKING = {
     "deleteRun": Row(_run("run:delete"), EACH),
     "restoreRun": Row(_run("run:delete"), EACH),
     "getRun": Row(_run("run:read")),
-    "searchRuns": Row(_nothing, experiments="experiment_ids"),
+    "searchRuns": Row(nothing, experiments="experiment_ids"),
     "logMetric": Row(_run_and_models, SUMMED),
     "logParam": Row(_run("run:update"), SUMMED),
     "setTag": Row(_run("run:update"), SUMMED),
@@ -347,12 +327,14 @@ _TRACKING = {
     "logInputs": Row(_run_and_models, SUMMED, max_body_bytes=_BATCH_BYTES),
     "logOutputs": Row(_run_and_models, SUMMED),
     "getMetricHistory": Row(_run("run:read")),
+    "getMetricHistoryBulkInterval": Row(_runs("run_ids")),
+    "searchDatasets": Row(nothing, experiments="experiment_ids"),
     "listArtifacts": Row(_artifacts_of(run_of, "path")),
     "createLoggedModel": Row(_create_logged_model, SUMMED),
     "finalizeLoggedModel": Row(_logged_model("run:update"), SUMMED),
     "getLoggedModel": Row(_logged_model("run:read")),
     "deleteLoggedModel": Row(_logged_model("run:delete"), EACH),
-    "searchLoggedModels": Row(_nothing, experiments="experiment_ids"),
+    "searchLoggedModels": Row(nothing, experiments="experiment_ids"),
     "setLoggedModelTags": Row(_logged_model("run:update"), SUMMED),
     "deleteLoggedModelTag": Row(_logged_model("run:update"), SUMMED),
     "listLoggedModelArtifacts": Row(
@@ -362,15 +344,26 @@ _TRACKING = {
 }
 
 _ARTIFACTS = {
-    "downloadArtifact": Row(_artifact("artifact:read")),
-    "uploadArtifact": Row(_artifact("artifact:write"), SUMMED),
+    "downloadArtifact": Row(_artifact("artifact:read"), streams=True),
+    "uploadArtifact": Row(_artifact("artifact:write"), SUMMED, body=Body.BYTES),
     "listArtifacts": Row(_artifact("artifact:read")),
     "deleteArtifact": Row(_artifact("artifact:delete"), EACH),
+}
+
+_ROUTES = {
+    "getArtifact": Row(_artifacts_of(run_of, "path"), streams=True),
+    "getModelVersionArtifact": Row(_version_artifact, streams=True),
+    "getLoggedModelArtifact": Row(
+        _artifacts_of(lambda m: OfLoggedModel(text(m, "model_id")), "artifact_file_path"), streams=True
+    ),
+    "getMetricHistoryBulk": Row(_runs("run_id")),
 }
 
 ROWS: Mapping[str, Row] = {
     **{f"ModelRegistryService.{name}": row for name, row in _REGISTRY.items()},
     **{f"MlflowService.{name}": row for name, row in _TRACKING.items()},
     **{f"MlflowArtifactsService.{name}": row for name, row in _ARTIFACTS.items()},
+    **{f"MlflowRoutes.{name}": row for name, row in _ROUTES.items()},
+    **TRACES,
 }
 """Served RPCs by ``Service.name``. An RPC that is neither here nor in `mlflow_refused` turns a test red."""

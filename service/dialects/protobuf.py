@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 from google.protobuf.descriptor import FieldDescriptor as F
+from google.protobuf.message_factory import GetMessageClass
 
 from service.errors import InvalidRequest
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
+PREFIXES = ("/api", "/ajax-api")
+"""MLflow serves each RPC under both; they are one and the same table entry."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,19})")
 _INT32 = frozenset({F.CPPTYPE_INT32, F.CPPTYPE_UINT32})
 _INTEGERS = _INT32 | {F.CPPTYPE_INT64, F.CPPTYPE_UINT64}
@@ -36,11 +39,11 @@ _MAX_ITEMS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One method and path of an RPC, below ``/api`` or ``/ajax-api``."""
+    """One method and path of an RPC."""
 
     method: str
     path: str
-    """``2.0/mlflow/...``; a parameter is ``{field}``, the rest of the path ``<path:field>``."""
+    """``/api/2.0/mlflow/...``; a parameter is ``{field}``, the rest of the path ``<path:field>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Rpc:
     """``Service.name``."""
     name: str
     endpoints: tuple[Endpoint, ...]
+    """The first one is where it is forwarded to."""
     request: type[Message]
 
 
@@ -62,17 +66,34 @@ def load_services(*services: tuple[str, str]) -> dict[str, Rpc]:
     with _protos_only():
         options = importlib.import_module("mlflow.protos.databricks_pb2").rpc
         modules = [(importlib.import_module(f"mlflow.protos.{module}"), name) for module, name in services]
-        message_class = importlib.import_module("google.protobuf.message_factory").GetMessageClass
     rpcs = {}
     for module, service_name in modules:
         for method in module.DESCRIPTOR.services_by_name[service_name].methods:
             endpoints = tuple(
-                Endpoint(endpoint.method, f"{endpoint.since.major}.0/{endpoint.path.lstrip('/')}")
+                Endpoint(endpoint.method, f"{prefix}/{endpoint.since.major}.0/{endpoint.path.lstrip('/')}")
+                for prefix in PREFIXES
                 for endpoint in method.GetOptions().Extensions[options].endpoints
             )
             key = f"{service_name}.{method.name}"
-            rpcs[key] = Rpc(key, method.name, endpoints, message_class(method.input_type))
+            rpcs[key] = Rpc(key, method.name, endpoints, GetMessageClass(method.input_type))
     return rpcs
+
+
+def build_rpc(key: str, endpoints: tuple[Endpoint, ...], fields: Mapping[str, str]) -> Rpc:
+    """Make an RPC of a route that has no descriptor; *fields* are ``name -> string|strings|int``."""
+    service, _, name = key.partition(".")
+    file = descriptor_pb2.FileDescriptorProto(name=f"{key}.proto", package=service, syntax="proto2")
+    message = file.message_type.add(name=name)
+    for number, (field, kind) in enumerate(fields.items(), start=1):
+        message.field.add(
+            name=field,
+            number=number,
+            type=F.TYPE_INT64 if kind == "int" else F.TYPE_STRING,
+            label=F.LABEL_REPEATED if kind == "strings" else F.LABEL_OPTIONAL,
+        )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return Rpc(key, name, endpoints, GetMessageClass(pool.FindMessageTypeByName(f"{service}.{name}")))
 
 
 class _protos_only:  # noqa: N801  # a context manager reads as a function

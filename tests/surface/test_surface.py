@@ -57,11 +57,14 @@ def test_the_twins_are_the_same_row(prefix):
     for rpc in DIALECT.rpcs.values():
         for endpoint in rpc.endpoints:
             path = re.sub(r"\{[^}]*\}|<path:[^>]*>", "0/r/artifacts/x" if "<" in endpoint.path else "x", endpoint.path)
+            path = prefix + path.split("/", 2)[2] if path.startswith(("/api/", "/ajax-api/")) else path
+            if rpc.key.startswith("MlflowRoutes."):
+                continue  # these have one path each
             if rpc.key in ROWS:
-                assert DIALECT.match(endpoint.method, prefix + path).rpc is rpc
+                assert DIALECT.match(endpoint.method, path).rpc is rpc
             else:
                 with pytest.raises(errors.RefusedRoute):
-                    DIALECT.match(endpoint.method, prefix + path)
+                    DIALECT.match(endpoint.method, path)
 
 
 @pytest.mark.parametrize("kind", ERRORS)

@@ -186,7 +186,7 @@ def test_canonical_refuses_what_is_not_of_the_message() -> None:
 def test_rpcs_carry_their_routes() -> None:
     assert len(RPCS) > 150
     endpoint = RPCS["ModelRegistryService.setRegisteredModelAlias"].endpoints[0]
-    assert (endpoint.method, endpoint.path) == ("POST", "2.0/mlflow/registered-models/alias")
+    assert (endpoint.method, endpoint.path) == ("POST", "/api/2.0/mlflow/registered-models/alias")
 
 
 _text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)

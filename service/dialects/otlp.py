@@ -1,0 +1,69 @@
+"""Reads OpenTelemetry's trace export, so that the spans that are judged are the spans that are forwarded.
+
+OTLP/HTTP 1.x, https://opentelemetry.io/docs/specs/otlp/#otlphttp, as MLflow's server takes it at ``/v1/traces``.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from service.errors import InvalidRequest
+from service.strict import parse_json
+
+EXPERIMENT_HEADER = "x-mlflow-experiment-id"
+RUN_HEADER = "x-mlflow-run-id"
+PROTOBUF = "application/x-protobuf"
+_HEX_FIELDS = ("traceId", "spanId", "parentSpanId")
+_TRACE_BYTES = 16
+
+
+def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
+    """Parse an ExportTraceServiceRequest.
+
+    Returns it written anew, as protobuf, and MLflow's identifiers of its traces (``tr-<32 hex digits>``).
+
+    Raises:
+        InvalidRequest: it is not one, holds no span, or a trace identifier that is not 16 bytes.
+    """
+    export = ExportTraceServiceRequest()
+    try:
+        if is_json:
+            json_format.ParseDict(_with_base64(parse_json(body)), export, ignore_unknown_fields=True)
+        else:
+            export.ParseFromString(body)
+            export.DiscardUnknownFields()
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError):
+        message = "The body is not an ExportTraceServiceRequest of OpenTelemetry."
+        raise InvalidRequest(message) from None
+    trace_ids: dict[str, None] = {}
+    for resource in export.resource_spans:
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                if len(span.trace_id) != _TRACE_BYTES:
+                    message = "A span's trace_id is not 16 bytes."
+                    raise InvalidRequest(message)
+                trace_ids[f"tr-{span.trace_id.hex()}"] = None
+    if not trace_ids:
+        message = "The export holds no span."
+        raise InvalidRequest(message)
+    return export.SerializeToString(deterministic=True), list(trace_ids)
+
+
+def _with_base64(document: Any) -> Any:
+    """OTLP's JSON writes identifiers in hex, protobuf's JSON reads them in base64."""
+    if isinstance(document, list):
+        return [_with_base64(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    converted = {}
+    for key, value in document.items():
+        if key in _HEX_FIELDS and isinstance(value, str):
+            converted[key] = base64.b64encode(bytes.fromhex(value)).decode()
+        else:
+            converted[key] = _with_base64(value)
+    return converted
