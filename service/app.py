@@ -56,6 +56,7 @@ from service.records import Capabilities
 from service.seals import Seals
 from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
+from service.spelling import Spelling
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
@@ -109,6 +110,7 @@ class Application:
             promoter=promoter,
             ownership=ownership,
             seals=seals,
+            spelling=Spelling(),
             trail=self.trail,
             changes=self.changes,
             sources={name: registry.sources for name, registry in registries.items()},

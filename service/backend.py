@@ -14,7 +14,8 @@ class Backend(Protocol):
 
     Every method raises RegistryUnavailable if the registry could not be reached (nothing was changed),
     RegistryRefused with the registry's own status and code if it said no, and a writing one OutcomeUnknown
-    if it was sent and no answer came. Reads of one thing raise NotFound if it does not exist.
+    if it was sent and no answer came. Reads of one thing raise NotFound if it does not exist, and InvalidRequest
+    if the registry stores it in another spelling than the one asked for.
     """
 
     name: str
@@ -58,6 +59,9 @@ class Backend(Protocol):
 
     async def experiment_name(self, experiment_id: str) -> str:
         """Get the name of an experiment."""
+
+    async def experiment_named(self, name: str) -> str:
+        """Get the identifier of the experiment that is stored as *name*."""
 
     async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
         """Read the version's ``MLmodel`` file; None if it has none or it cannot be understood."""

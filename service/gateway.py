@@ -30,6 +30,7 @@ from service.provenance import check_run
 from service.records import Creation, binding_of
 from service.seals import Seals
 from service.searching import search
+from service.spelling import Spelling
 
 Decide = Callable[[Principal, str, str, str], Decision]
 
@@ -48,6 +49,7 @@ class Gateway:
         changes: Changes,
         ownership: Ownership,
         seals: Seals,
+        spelling: Spelling,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
     ) -> None:
@@ -62,6 +64,7 @@ class Gateway:
         self._record_reads = record_reads
         self._ownership = ownership
         self.seals = seals
+        self._spelling = spelling
         self.unsettled: dict[str, str] = {}
         """Digest of a call whose outcome is unknown -> its operation."""
         self.active: set[str] = set()
@@ -83,6 +86,7 @@ class Gateway:
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
         await self.authorize(backend, call.needs, operation)
+        await self._spelling.check(backend, call)
         if call.listing is not None or call.experiments or call.traces:
             answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
         else:
@@ -245,6 +249,7 @@ class Gateway:
             await self.authorize(backend, call.needs, operation)
         for item in retired:
             await self._authorize_retirement(backend, call, item.environment, operation)
+        await self._spelling.check(backend, call)
         await self.seals.check(backend, call)
         if isinstance(call.change, VersionCreate):
             model_id = str(call.request.message.get("model_id", "")) if call.request else ""

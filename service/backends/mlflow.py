@@ -56,6 +56,7 @@ class MlflowBackend:
         native = (await self._get(_REGISTRY, "getRegisteredModel", "registered-models/get", name=model))[
             "registered_model"
         ]
+        _check_spelling("model", model, native["name"])
         stages: dict[str, tuple[str, ...]] = {}
         for version in native.get("latest_versions", ()):
             stage = version.get("current_stage", "None")
@@ -74,6 +75,7 @@ class MlflowBackend:
     async def get_version(self, model: str, version: str) -> ModelVersion:
         """Get a model version."""
         answer = await self._get(_REGISTRY, "getModelVersion", "model-versions/get", name=model, version=version)
+        _check_spelling("model", model, answer["model_version"]["name"])
         return _version(answer["model_version"])
 
     async def list_versions(self, model: str) -> list[ModelVersion]:
@@ -117,6 +119,7 @@ class MlflowBackend:
         """Get a run."""
         native = (await self._get(_TRACKING, "getRun", "runs/get", run_id=run_id))["run"]
         info, data = native["info"], native.get("data", {})
+        _check_spelling("run", run_id, info["run_id"])
         inputs = native.get("inputs", {}).get("dataset_inputs", ())
         return Run(
             run_id=info["run_id"],
@@ -140,6 +143,7 @@ class MlflowBackend:
                 writes=False,
             )
         )["model"]["info"]
+        _check_spelling("logged model", model_id, native["model_id"])
         return _logged_model(native)
 
     async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
@@ -159,8 +163,7 @@ class MlflowBackend:
             str(info["trace_id"]): str(info["trace_location"]["mlflow_experiment"]["experiment_id"]) for info in infos
         }
         for trace_id in set(found) - set(trace_ids):
-            message = f"The registry stores a trace in the spelling {trace_id!r}; name it so."
-            raise InvalidRequest(message)
+            _check_spelling("trace", "one of them", trace_id)
         return found
 
     async def download_uri(self, model: str, version: str) -> str:
@@ -173,7 +176,14 @@ class MlflowBackend:
     async def experiment_name(self, experiment_id: str) -> str:
         """Get the name of an experiment."""
         answer = await self._get(_TRACKING, "getExperiment", "experiments/get", experiment_id=experiment_id)
+        _check_spelling("experiment", experiment_id, str(answer["experiment"]["experiment_id"]))
         return str(answer["experiment"]["name"])
+
+    async def experiment_named(self, name: str) -> str:
+        """Get the identifier of the experiment that is stored as *name*."""
+        answer = await self._get(_TRACKING, "getExperimentByName", "experiments/get-by-name", experiment_name=name)
+        _check_spelling("experiment", name, answer["experiment"]["name"])
+        return str(answer["experiment"]["experiment_id"])
 
     async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
         """Read the version's ``MLmodel`` file."""
@@ -239,6 +249,13 @@ class MlflowBackend:
             if error.error_code in _ABSENT and not writes:
                 raise NotFound(error.detail) from error
             raise
+
+
+def _check_spelling(what: str, asked: str, stored: str) -> None:
+    """Refuse a name that the registry answers to and does not store: what is judged must be what is meant."""
+    if asked != stored:
+        message = f"The registry stores the {what} {asked[:100]!r} as {stored[:100]!r}; name it so."
+        raise InvalidRequest(message)
 
 
 def _checked(model_id: str) -> str:
