@@ -102,38 +102,51 @@ def has_control(text: str) -> bool:
     return any(unicodedata.category(character) in _FORBIDDEN for character in text)
 
 
-def check_name(name: str, what: str) -> str:
+def check_name(name: str, what: str, *, separators: str = "/:") -> str:
     """Return *name* if it may be given to a new model or experiment.
 
     Raises:
         InvalidRequest: empty, over 255 characters, not stable under NFKC, a control or format character,
-            white space at an end, or ``/`` or ``:``; the message names the code point.
+            white space at an end, one of *separators*, or ``*``, ``.`` or ``..``; the message names the code point.
     """
     check_text(name, what)
+    if name in ("*", ".", ".."):
+        code_points = " ".join(f"U+{ord(character):04X}" for character in name)
+        message = f"The {what} {name!r} ({code_points}) reads as a pattern or a path."
+        raise InvalidRequest(message)
     if len(name) > _MAX_NEW_NAME:
         message = f"The {what} has more than {_MAX_NEW_NAME} characters."
         raise InvalidRequest(message)
     if name.strip() != name:
-        message = f"The {what} begins or ends with white space."
+        space = name[0] if name[0].isspace() else name[-1]
+        message = f"The {what} begins or ends with white space (U+{ord(space):04X})."
         raise InvalidRequest(message)
-    if unicodedata.normalize("NFKC", name) != name:
-        message = f"The {what} has a compatibility character; write it as {unicodedata.normalize('NFKC', name)!r}."
+    stable = unicodedata.normalize("NFKC", name)
+    if stable != name:
+        first = next((c for c in name if unicodedata.normalize("NFKC", c) != c), name[-1])
+        message = f"The {what} has a compatibility character (U+{ord(first):04X}); write it as {stable!r}."
         raise InvalidRequest(message)
-    for character in "/:":
+    for character in separators:
         if character in name:
             message = f"The {what} holds {character!r} (U+{ord(character):04X})."
             raise InvalidRequest(message)
     return name
 
 
-def check_text(text: str, what: str) -> str:
-    """Return *text* if it can name something that exists: not empty and without control characters."""
+def check_length(text: str, what: str) -> str:
+    """Return *text* if it is there and not over 1,000 characters."""
     if not text:
         message = f"The {what} is missing."
         raise InvalidRequest(message)
     if len(text) > MAX_NAME_CHARACTERS:
         message = f"The {what} has more than {MAX_NAME_CHARACTERS} characters."
         raise InvalidRequest(message)
+    return text
+
+
+def check_text(text: str, what: str) -> str:
+    """Return *text* if it is there, not over 1,000 characters, and without control and format characters."""
+    check_length(text, what)
     for character in text:
         if unicodedata.category(character) in _FORBIDDEN:
             message = f"The {what} holds a control or format character (U+{ord(character):04X})."

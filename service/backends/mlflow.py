@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
 from urllib.parse import quote
 
 import yaml
@@ -22,6 +23,24 @@ _TRACKING = "MlflowService"
 _MAX_MLMODEL_BYTES = 1 << 20
 _MODEL_ID = re.compile(r"m-[A-Za-z0-9]{1,64}")
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _reads(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Turn an answer of another shape than MLflow's into "cannot tell"."""
+
+    @functools.wraps(method)
+    async def read(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await method(*args, **kwargs)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            message = "The registry answered something that is not MLflow's."
+            raise RegistryUnavailable(message) from error
+
+    return read
 
 
 class Transport(Protocol):
@@ -51,6 +70,7 @@ class MlflowBackend:
         """Send one canonical request."""
         return await self._transport.send(request, writes=writes, trace=trace)
 
+    @_reads
     async def get_model(self, model: str) -> RegisteredModel:
         """Get a registered model with its aliases and stages."""
         native = (await self._get(_REGISTRY, "getRegisteredModel", "registered-models/get", name=model))[
@@ -72,12 +92,14 @@ class MlflowBackend:
             native=native,
         )
 
+    @_reads
     async def get_version(self, model: str, version: str) -> ModelVersion:
         """Get a model version."""
         answer = await self._get(_REGISTRY, "getModelVersion", "model-versions/get", name=model, version=version)
         _check_spelling("model", model, answer["model_version"]["name"])
         return _version(answer["model_version"])
 
+    @_reads
     async def list_versions(self, model: str) -> list[ModelVersion]:
         """List the versions of a model, newest first, at most 200."""
         quote = '"' if "'" in model else "'"
@@ -115,6 +137,7 @@ class MlflowBackend:
             archive_existing_versions=stage in ("Staging", "Production"),
         )
 
+    @_reads
     async def get_run(self, run_id: str) -> Run:
         """Get a run."""
         native = (await self._get(_TRACKING, "getRun", "runs/get", run_id=run_id))["run"]
@@ -135,6 +158,7 @@ class MlflowBackend:
             ),
         )
 
+    @_reads
     async def get_logged_model(self, model_id: str) -> LoggedModel:
         """Get a logged model."""
         native = (
@@ -146,6 +170,7 @@ class MlflowBackend:
         _check_spelling("logged model", model_id, native["model_id"])
         return _logged_model(native)
 
+    @_reads
     async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
         """List the logged models that a run made, at most 100."""
         if not run_id.isalnum():
@@ -154,6 +179,7 @@ class MlflowBackend:
         request = Request(f"{_TRACKING}.searchLoggedModels", "POST", f"{_API}/logged-models/search", message)
         return [_logged_model(item["info"]) for item in (await self._send(request, writes=False)).get("models", ())]
 
+    @_reads
     async def trace_experiments(self, trace_ids: Collection[str]) -> Mapping[str, str]:
         """Map those of *trace_ids* that exist to the identifiers of their experiments."""
         path = "/api/3.0/mlflow/traces/batchGetInfos"
@@ -166,6 +192,7 @@ class MlflowBackend:
             _check_spelling("trace", "one of them", trace_id)
         return found
 
+    @_reads
     async def download_uri(self, model: str, version: str) -> str:
         """Return where the registry itself says a version's files are."""
         answer = await self._get(
@@ -173,12 +200,14 @@ class MlflowBackend:
         )
         return str(answer.get("artifact_uri", ""))
 
+    @_reads
     async def experiment_name(self, experiment_id: str) -> str:
         """Get the name of an experiment."""
         answer = await self._get(_TRACKING, "getExperiment", "experiments/get", experiment_id=experiment_id)
         _check_spelling("experiment", experiment_id, str(answer["experiment"]["experiment_id"]))
         return str(answer["experiment"]["name"])
 
+    @_reads
     async def experiment_named(self, name: str) -> str:
         """Get the identifier of the experiment that is stored as *name*."""
         answer = await self._get(_TRACKING, "getExperimentByName", "experiments/get-by-name", experiment_name=name)
@@ -194,6 +223,7 @@ class MlflowBackend:
         )
         return await asyncio.to_thread(_parse_mlmodel, raw) if raw else None
 
+    @_reads
     async def list_files(self, path: str, limit: int) -> list[tuple[str, int]] | None:
         """List the files below *path* with their sizes; None if there are more than *limit*."""
         found: list[tuple[str, int]] = []

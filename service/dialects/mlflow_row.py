@@ -9,7 +9,7 @@ from typing import Any
 
 from service.change import Change
 from service.model import Listing, Need, Record
-from service.strict import check_text
+from service.strict import check_length, check_text
 
 Message = Mapping[str, Any]
 EACH, SUMMED = Record.EACH, Record.SUMMED
@@ -50,6 +50,16 @@ def text(message: Message, field: str) -> str:
         InvalidRequest: missing, empty or with a control character.
     """
     return check_text(str(message.get(field, "")), field)
+
+
+def existing(message: Message, field: str, action: str) -> str:
+    """Return the name in *field* of something that may exist since before the gateway.
+
+    Whatever its characters are, it can be read, renamed and deleted; other writes ask for a printable one.
+    """
+    if action.rpartition(":")[2] in ("read", "rename", "delete"):
+        return check_length(str(message.get(field, "")), field)
+    return text(message, field)
 
 
 def nothing(_: Message) -> tuple[Need, ...]:

@@ -24,7 +24,7 @@ from service.change import (
     VersionDelete,
     VersionUpdate,
 )
-from service.dialects.mlflow_row import EACH, SUMMED, Body, Message, Row, nothing, text
+from service.dialects.mlflow_row import EACH, SUMMED, Body, Message, Row, existing, nothing, text
 from service.dialects.mlflow_traces import TRACES
 from service.errors import InvalidRequest
 from service.model import STAGES, Listing, Need, resource
@@ -49,14 +49,14 @@ def _tags(message: Message, *where: str) -> tuple[Need, ...]:
 
 
 def _model(action: str) -> Callable[[Message], tuple[Need, ...]]:
-    return lambda message: (Need(action, resource("models", text(message, "name"))),)
+    return lambda message: (Need(action, resource("models", existing(message, "name", action))),)
 
 
 def _versions(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
         if "version" in message:
             _version(message)
-        return (Need(action, resource("models", text(message, "name"), "versions")),)
+        return (Need(action, resource("models", existing(message, "name", action), "versions")),)
 
     return needs
 
@@ -64,7 +64,7 @@ def _versions(action: str) -> Callable[[Message], tuple[Need, ...]]:
 def _one_version(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
         _version(message)
-        return (Need(action, resource("models", text(message, "name"), "versions")),)
+        return (Need(action, resource("models", existing(message, "name", action), "versions")),)
 
     return needs
 
@@ -77,7 +77,7 @@ def _create_model(message: Message) -> tuple[Need, ...]:
 def _rename_model(message: Message) -> tuple[Need, ...]:
     new_name = check_name(text(message, "new_name"), "new model name")
     return (
-        Need("model:rename", resource("models", text(message, "name"))),
+        Need("model:rename", resource("models", existing(message, "name", "model:rename"))),
         Need("model:rename", resource("models", new_name)),
     )
 
@@ -131,11 +131,11 @@ def _inner_source(scheme: str, rest: str) -> Need:
 
 def _alias(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
-        alias = text(message, "alias")
+        alias = existing(message, "alias", action)
         if action == "alias:set":
             check_alias(alias)
             _version(message)
-        return (Need(action, resource("models", text(message, "name"), "aliases", alias)),)
+        return (Need(action, resource("models", existing(message, "name", action), "aliases", alias)),)
 
     return needs
 
@@ -153,9 +153,13 @@ IS_PROMPT = "mlflow.prompt.is_prompt"
 def _model_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
         _refuse_prompt_tag(message)
-        return (Need(action, resource("models", text(message, "name"), "tags", text(message, "key"))),)
+        return (Need(action, _tag_of(message, action)),)
 
     return needs
+
+
+def _tag_of(message: Message, action: str, *inside: str) -> str:
+    return resource("models", existing(message, "name", action), *inside, "tags", existing(message, "key", action))
 
 
 def _refuse_prompt_tag(message: Message) -> None:
@@ -168,7 +172,7 @@ def _version_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:
     def needs(message: Message) -> tuple[Need, ...]:
         _refuse_prompt_tag(message)
         _version(message)
-        return (Need(action, resource("models", text(message, "name"), "versions", "tags", text(message, "key"))),)
+        return (Need(action, _tag_of(message, action, "versions")),)
 
     return needs
 
@@ -218,7 +222,7 @@ def _experiment(action: str) -> Callable[[Message], tuple[Need, ...]]:
 
 
 def _create_experiment(message: Message) -> tuple[Need, ...]:
-    name = text(message, "name")
+    name = check_name(text(message, "name"), "experiment name", separators="")
     needs = [Need("experiment:create", resource("experiments", name))]
     if message.get("artifact_location"):
         needs.append(Need("experiment:create", resource("locations", name)))
@@ -228,7 +232,8 @@ def _create_experiment(message: Message) -> tuple[Need, ...]:
 def _update_experiment(message: Message) -> tuple[Need, ...]:
     needs = _experiment("experiment:update")(message)
     if message.get("new_name"):
-        needs += (Need("experiment:update", resource("experiments", text(message, "new_name"))),)
+        new_name = check_name(text(message, "new_name"), "new experiment name", separators="")
+        needs += (Need("experiment:update", resource("experiments", new_name)),)
     return needs
 
 
@@ -302,7 +307,7 @@ _BATCH_BYTES = 16 << 20
 
 _TRACKING = {
     "getExperimentByName": Row(
-        lambda m: (Need("experiment:read", resource("experiments", text(m, "experiment_name"))),)
+        lambda m: (Need("experiment:read", resource("experiments", existing(m, "experiment_name", "experiment:read"))),)
     ),
     "createExperiment": Row(_create_experiment, EACH),
     "searchExperiments": Row(nothing, listing=_EXPERIMENTS),

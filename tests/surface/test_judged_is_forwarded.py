@@ -46,6 +46,7 @@ class Recording:
             "getRun": {"run": {"info": {"run_id": RUN, "experiment_id": "0"}}},
             "getExperiment": {"experiment": {"experiment_id": "0", "name": "Default"}},
             "getLoggedModel": {"model": {"info": {"model_id": MODEL_ID, "experiment_id": "0"}}},
+            "getExperimentByName": {"experiment": {"experiment_id": "0", "name": "Default"}},
             "batchGetTraceInfos": {
                 "trace_infos": [{"trace_id": TRACE, "trace_location": {"mlflow_experiment": {"experiment_id": "0"}}}]
             },

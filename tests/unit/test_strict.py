@@ -163,7 +163,7 @@ def test_refuses_a_new_name_that_looks_like_another(name: str, says: str) -> Non
         check_name(name, "model name")
 
 
-@pytest.mark.parametrize("name", ["iris", "a b", "team-a.model_1@x", "caf\u00e9", "\u6a21\u578b", "*", "a,b", "a%2Fb"])
+@pytest.mark.parametrize("name", ["iris", "a b", "team-a.model_1@x", "caf\u00e9", "\u6a21\u578b", "a*", "a,b", "a%2Fb"])
 def test_takes_a_new_name_as_it_is(name: str) -> None:
     assert check_name(name, "model name") == name
 
