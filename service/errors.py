@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from service.model import Verdict
 
 
@@ -133,11 +135,14 @@ class RegistryRefused(GatewayError):
 
     code, title = "registry-refused", "The registry refused"
 
-    def __init__(self, detail: str, *, status: int, error_code: str, operation: str | None = None) -> None:
-        """Keep the registry's own *status* and *error_code*."""
-        super().__init__(detail, operation=operation)
+    def __init__(
+        self, detail: str, *, status: int, error_code: str, classification: Mapping[str, str] | None = None
+    ) -> None:
+        """Keep the registry's own *status*, *error_code* and *classification* (MLflow's sqlstate and error_class)."""
+        super().__init__(detail)
         self.status = status
         self.error_code = error_code
+        self.classification = classification or {}
 
 
 class BadConfiguration(GatewayError):

@@ -14,6 +14,7 @@ from service.model import Answer, Request
 
 _MAX_JSON_BYTES = 64 << 20
 _CHUNK = 256 << 10
+_CLASS = re.compile(r"[A-Z0-9_]{1,64}")
 _LEAKS = re.compile(r"\[SQL|sqlalchemy|sqlite3|psycopg|pymysql|Traceback|File \"|/site-packages/", re.IGNORECASE)
 _FAILED = "The registry failed; its own log says why."
 _KEEPALIVE_SECONDS = 1.5  # uvicorn closes idle connections after 5: a write must not meet a closing one
@@ -115,8 +116,10 @@ class HttpTransport:
     def _translate(self, response: aiohttp.ClientResponse, raw: bytes, *, writes: bool) -> Answer:
         status = response.status
         if status < 300:
-            kind = response.headers.get("content-type", "application/json")
-            if not kind.startswith("application/json"):  # a load balancer's page is no answer of MLflow's
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("application/json") and (
+                kind or raw
+            ):  # a load balancer's page is no answer of MLflow's
                 raise self._lost(writes=writes)
             return Answer(status, raw, kind)
         document = _object(raw)
@@ -130,9 +133,10 @@ class HttpTransport:
             message = f"The registry {self._name!r} does not accept the gateway's own credential."
             raise RegistryUnavailable(message)
         text = str(document.get("message") or f"The registry answered {status}.")[:2000]
-        if status >= 500 or _LEAKS.search(text):
-            text = _FAILED
-        raise RegistryRefused(text, status=status, error_code=code or "BAD_REQUEST")
+        text = _FAILED if status >= 500 else _without_insides(text)
+        given = {name: document.get(name) for name in ("sqlstate", "error_class")}
+        classification = {name: v for name, v in given.items() if isinstance(v, str) and _CLASS.fullmatch(v)}
+        raise RegistryRefused(text, status=status, error_code=code or "BAD_REQUEST", classification=classification)
 
     def _lost(self, *, writes: bool) -> OutcomeUnknown | RegistryUnavailable:
         if writes:
@@ -167,6 +171,15 @@ class HttpTransport:
         """Close the pool."""
         if self._session is not None:
             await self._session.close()
+
+
+def _without_insides(text: str) -> str:
+    """Keep the sentences before the first one that shows the server's insides."""
+    leak = _LEAKS.search(text)
+    if leak is None:
+        return text
+    kept = text[: leak.start()].rpartition(". ")[0]
+    return f"{kept}." if kept else _FAILED
 
 
 def _encode(request: Request) -> tuple[list[tuple[str, str]], bytes | AsyncIterator[bytes] | None]:

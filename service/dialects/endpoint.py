@@ -31,6 +31,19 @@ from service.model import Answer, Call, Record
 
 _LARGE = 64 << 10
 _JSON = {"content-type": "application/json"}
+_SERVER_INFO = json.dumps(
+    {
+        "store_type": "SqlStore",
+        "workspaces_enabled": False,
+        "trace_archival_enabled": False,
+        "multipart_uploads_enabled": False,
+        "multipart_downloads_enabled": False,
+        "presigned_upload_run_id_supported": False,
+        "presigned_upload_model_id_supported": False,
+        "features_enabled": {"gateway": False},
+    }
+).encode()
+"""What clients may use of what the server has: what the gateway refuses is not there."""
 _STATIC = ("/version", "/health", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info")
 
 
@@ -158,12 +171,11 @@ class MlflowEndpoint:
             message = f"{path} takes GET only."
             raise InvalidRequest(message)
         if path == "/version":
-            await respond(send, 200, {"content-type": "text/plain"}, self._version.encode())
+            await respond(send, 200, {"content-type": "text/html; charset=utf-8"}, self._version.encode())
         elif path == "/health":
             await respond(send, 200, {"content-type": "text/plain"}, b"OK")
         else:
-            body = {"store_type": "SqlStore", "workspaces_enabled": False, "trace_archival_enabled": False}
-            await respond(send, 200, _JSON, json.dumps(body).encode())
+            await respond(send, 200, _JSON, _SERVER_INFO)
 
 
 def _located(call: Call, scope: Scope) -> Call:
@@ -189,7 +201,7 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 
 
 async def _write(send: Send, match: Match, answer: Answer, dropped: list[str]) -> None:
-    headers = {"content-type": answer.content_type, **answer.headers}
+    headers = {**({"content-type": answer.content_type} if answer.content_type else {}), **answer.headers}
     if answer.operation:
         headers["registry-gateway-operation"] = answer.operation
     if answer.revision:

@@ -68,17 +68,22 @@ _STATUS: dict[type[GatewayError], tuple[int, str]] = {
 }
 
 
+_ABSENT = {"sqlstate": "KAM00", "error_class": "RESOURCE_NOT_FOUND"}
+"""As MLflow classifies it (mlflow/error_classification.py)."""
+
+
 def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
     """Give *error* the shape of MLflow's REST API, so that its client raises its own exception."""
     if isinstance(error, RegistryRefused):
-        status, code = error.status, error.error_code
+        status, code, more = error.status, error.error_code, error.classification
     else:
         status, code = _STATUS.get(type(error), (500, "INTERNAL_ERROR"))
+        more = _ABSENT if isinstance(error, NotFound) else {}
     detail = error.detail
     if isinstance(error, GateClosed):
         failed = [f for f in error.verdict.findings if not f.passed]
         detail += "".join(f"\n- {finding.rule}: {finding.because}" for finding in failed)
-    if error.operation:
+    if error.operation and not isinstance(error, RegistryRefused):  # the registry's own words stay its own
         detail += f"\n(operation {error.operation})"
     headers = {"content-type": "application/json"}
     if status == 401:
@@ -87,7 +92,7 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
         headers["retry-after"] = "1"
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
-    return status, headers, json.dumps({"error_code": code, "message": detail}).encode()
+    return status, headers, json.dumps({"error_code": code, "message": detail, **more}).encode()
 
 
 @dataclass(frozen=True, slots=True)

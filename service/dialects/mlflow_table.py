@@ -84,12 +84,21 @@ def _rename_model(message: Message) -> tuple[Need, ...]:
 
 def _create_version(message: Message) -> tuple[Need, ...]:
     name = check_name(text(message, "name"), "model name")
-    needs = [Need("version:create", resource("models", name, "versions")), *source_needs(text(message, "source"))]
+    needs = [Need("version:create", resource("models", name, "versions"))]
+    if not _is_prompt(message):
+        needs += source_needs(text(message, "source"))
     if message.get("run_id"):
         needs.append(Need("run:read", OfRun(text(message, "run_id"))))
     if message.get("model_id"):
         needs.append(Need("artifact:read", OfLoggedModel(text(message, "model_id"))))
     return (*needs, *_tags(message, "models", name, "versions"))
+
+
+def _is_prompt(message: Message) -> bool:
+    """A prompt is a version whose text is a tag; its source is a placeholder without files."""
+    return message.get("source") == _PROMPT_SOURCE and any(
+        tag.get("key") == IS_PROMPT for tag in message.get("tags", ())
+    )
 
 
 def source_needs(source: str) -> tuple[Need, ...]:
@@ -148,6 +157,8 @@ def _transition(message: Message) -> tuple[Need, ...]:
 _MAX_RUNS = 100
 """MLflow's own bound for a history of several runs."""
 IS_PROMPT = "mlflow.prompt.is_prompt"
+_PROMPT_SOURCE = "dummy-source"
+"""mlflow/prompt/constants.py"""
 
 
 def _model_tag(action: str) -> Callable[[Message], tuple[Need, ...]]:

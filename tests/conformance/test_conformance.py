@@ -1,0 +1,98 @@
+"""MLflow's client meets the same answers through the gateway as directly: each flow runs twice and is compared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.conftest import ROOT, TOKENS, free_port, write_configuration
+from tests.faults.proxy import proxied
+from tests.faults.test_process import ready, start
+
+DIFFERENCES = {
+    ("experiments", "twice"): "the statement of the server's database is cut out of the message",
+}
+"""(flow, step) -> why its answer may differ."""
+EXCHANGES = {
+    ("experiments", "POST", "/api/2.0/mlflow/experiments/create?"): "as above",
+    ("artifacts", "GET", "/api/3.0/mlflow/server-info?"): "presigned uploads and MLflow's own gateway are refused",
+}
+"""(flow, method, path) -> why its exchange may differ."""
+RACING = {
+    ("autolog", "/api/2.0/mlflow/runs/get?run_uuid=<id>&run_id=<id>"),
+    ("prompts", "/api/2.0/mlflow/registered-models/get?name=prompts-<side>"),
+    ("prompts", "/api/2.0/mlflow/registered-models/search?"),
+}
+"""Read while a thread of the client's own writes: only the status is compared."""
+
+
+async def side(uri: str, token: str) -> dict:
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_TOKEN": TOKENS["user:admin"],
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.conformance.side", token,
+        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()[-3000:]
+    return json.loads(out.decode().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def both(mlflow_server, tmp_path_factory) -> tuple[dict, dict]:
+    directory = tmp_path_factory.mktemp("conformance")
+    config = write_configuration(directory, registries={"main": {"kind": "mlflow", "url": mlflow_server.url}})
+    port = free_port()
+    gateway = start(config, port)
+
+    async def run() -> tuple[dict, dict]:
+        async with proxied(mlflow_server.url) as proxy:
+            direct = await side(proxy.url, secrets.token_hex(4))
+        return direct, await side(f"http://127.0.0.1:{port}", secrets.token_hex(4))
+
+    try:
+        ready(port, gateway)
+        return asyncio.run(run())
+    finally:
+        gateway.terminate()
+        gateway.communicate(timeout=30)
+
+
+def test_each_flow_answers_the_same(both):
+    direct, through = both
+    differ = {}
+    for name, result in direct.items():
+        assert result["failure"] is None, f"{name}, directly: {result['failure']}"
+        differ[name, "to its end"] = through[name]["failure"]
+        for (step, expected), (_, found) in zip(result["answers"], through[name]["answers"], strict=False):
+            differ[name, step] = None if found == expected else f"directly {expected}, through the gateway {found}"
+    found = {key: text for key, text in differ.items() if text is not None}
+    assert {key: text for key, text in found.items() if key not in DIFFERENCES} == {}
+    assert set(DIFFERENCES) <= set(found), "a difference that is none any more"
+
+
+def test_each_exchange_is_the_same(both):
+    direct, through = both
+    differ: dict[tuple[str, str, str], list[str]] = {}
+    for name, result in direct.items():
+        ours, theirs = (Counter(map(json.dumps, given["exchanges"])) for given in (through[name], result))
+        for sign, items in (("-", theirs - ours), ("+", ours - theirs)):
+            for item in items:
+                method, path, status, *_ = json.loads(item)
+                if (name, path.partition("filter=")[0]) in RACING and status == 200:
+                    continue
+                differ.setdefault((name, method, path), []).append(f"{sign} {item}")
+    assert {key: lines for key, lines in differ.items() if key not in EXCHANGES} == {}
+    assert set(EXCHANGES) <= set(differ), "a difference that is none any more"
