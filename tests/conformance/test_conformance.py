@@ -28,8 +28,11 @@ RACING = {
     ("autolog", "/api/2.0/mlflow/runs/get?run_uuid=<id>&run_id=<id>"),
     ("prompts", "/api/2.0/mlflow/registered-models/get?name=prompts-<side>"),
     ("prompts", "/api/2.0/mlflow/registered-models/search?"),
+    ("traces", "/api/3.0/mlflow/traces?"),
+    ("traces", "/v1/traces?"),
 }
-"""Read while a thread of the client's own writes: only the status is compared."""
+"""Written, or read while it is written, by a thread of the client's own: how often and with what differs from run to
+run. That it succeeded is compared."""
 
 
 async def side(uri: str, token: str) -> dict:
