@@ -57,6 +57,7 @@ from service.seals import Seals
 from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
 from service.spelling import Spelling
+from service.tally import Tally
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
@@ -111,6 +112,7 @@ class Application:
             ownership=ownership,
             seals=seals,
             spelling=Spelling(),
+            tally=Tally(self.trail, settings.audit.sum_seconds),
             trail=self.trail,
             changes=self.changes,
             sources={name: registry.sources for name, registry in registries.items()},
@@ -170,6 +172,7 @@ class Application:
         guarded = {item.name: item.seals for item in self.environments.all}
         self.gateway.seals.load(await self.journal.live(), guarded)
         self.trail.start()
+        self.gateway.tally.start()
         self.reconciler.start()
         self.health.start()
         watcher = asyncio.create_task(self._watch_files())
@@ -183,6 +186,7 @@ class Application:
                 _log.warning("changes left to the reconciler of the next start", count=left)
             await self.reconciler.close()
             await self.health.close()
+            await self.gateway.tally.close()
             await self.trail.close()
             await self.journal.close()
             for backend in self.backends.values():
@@ -202,6 +206,7 @@ class Application:
                         _log.error("not reloaded; the old content is in force", file=name, problem=error.detail)
                     self.health.problems[name] = error.detail
             self.metrics.events_lost.set(self.trail.lost)
+            self.metrics.sums_merged.set(self.gateway.tally.merged)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
 
 

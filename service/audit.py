@@ -15,7 +15,7 @@ import structlog
 
 from service.effects import Effect, Opened, Posted, Revoked, Settled, Signed, Withdrawn
 from service.errors import GatewayError
-from service.model import Call, Decision, Principal, Verdict
+from service.model import Call, Decision, Principal, Record, Verdict
 from service.records import Approval, Creation, Evidence, LivePeriod
 
 MAX_EVENT_BYTES = 16 << 10
@@ -119,6 +119,8 @@ class Operation:
     detail: str = ""
     status: int | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    telemetry: bool = False
+    """Nothing about it waits for the journal."""
     intended: bool = False
     """An intent is durable, so the operation must end with an outcome."""
 
@@ -142,6 +144,7 @@ class Operation:
             model=getattr(call.change, "model", None),
             version=getattr(call.change, "version", None) or None,
             reason=getattr(call.change, "reason", ""),
+            telemetry=call.record is Record.SUMMED,
         )
 
     def event(self, phase: str, outcome: str | None, source: str, now: float) -> Event:
@@ -270,12 +273,16 @@ class Trail:
 
     async def close(self) -> None:
         """Feed the sinks what is left."""
-        await asyncio.gather(*self._later)
+        await self.caught_up()
         if self._pump is not None:
             await self._queue.join()
             self._pump.cancel()
         for sink in self._sinks:
             await sink.close()
+
+    async def caught_up(self) -> None:
+        """Return when the refusals that nobody waited for are recorded."""
+        await asyncio.gather(*self._later)
 
     async def intent(self, operation: Operation) -> None:
         """Record what is about to be forwarded.
@@ -318,12 +325,16 @@ class Trail:
         await self._append([event], [Settled(operation.operation, state), *effects])
 
     async def refused(self, operation: Operation, phase: str) -> None:
-        """Record a call that was ``denied`` or ``rejected``. Never raises: no stays no."""
+        """Record a call that was ``denied`` or ``rejected``; telemetry does not wait. Never raises: no stays no."""
+        if operation.telemetry:
+            self.refused_later(operation, phase)
+            return
         await self._append_or_count([operation.event(phase, phase, self._source, self.now())])
 
     def refused_later(self, operation: Operation, phase: str) -> None:
         """Record a refusal without waiting: telemetry never waits for the journal."""
-        task = asyncio.create_task(self.refused(operation, phase))
+        event = operation.event(phase, phase, self._source, self.now())
+        task = asyncio.create_task(self._append_or_count([event]))
         self._later.add(task)
         task.add_done_callback(self._later.discard)
 
@@ -343,6 +354,20 @@ class Trail:
             [operation.event("outcome", "succeeded", self._source, self.now())],
             effects,
             undo=([late.event("outcome", "failed", self._source, self.now())], back),
+        )
+
+    async def summed(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Record sums of telemetry, all or none.
+
+        Raises:
+            JournalUnavailable: they may be recorded all the same; look for their operation before trying again.
+        """
+        now = self.now()
+        await self._append(
+            [
+                build_event(data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}")
+                for data in documents
+            ]
         )
 
     async def noted(self, operation: Operation) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 from service.audit import Operation, Trail
 from service.backend import Backend
-from service.change import AliasDelete, AliasSet, ModelRename, OutsideSource, Promotion, StageSet, VersionCreate
+from service.change import (
+    AliasDelete,
+    AliasSet,
+    ModelRename,
+    OfArtifact,
+    OutsideSource,
+    Promotion,
+    StageSet,
+    VersionCreate,
+)
 from service.changes import Changes
 from service.effects import Effect, MadeLive, Registered, Renamed, TakenDown
 from service.errors import (
@@ -28,9 +37,10 @@ from service.promoter import Asked, Promoter
 from service.promotion.gate import Environment, Mark
 from service.provenance import check_run
 from service.records import Creation, binding_of
-from service.seals import Seals
+from service.seals import Seals, written
 from service.searching import search
 from service.spelling import Spelling
+from service.tally import Measured, Tally
 
 Decide = Callable[[Principal, str, str, str], Decision]
 
@@ -50,6 +60,7 @@ class Gateway:
         ownership: Ownership,
         seals: Seals,
         spelling: Spelling,
+        tally: Tally,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
     ) -> None:
@@ -65,6 +76,7 @@ class Gateway:
         self._ownership = ownership
         self.seals = seals
         self._spelling = spelling
+        self.tally = tally
         self.unsettled: dict[str, str] = {}
         """Digest of a call whose outcome is unknown -> its operation."""
         self.active: set[str] = set()
@@ -90,7 +102,7 @@ class Gateway:
         if call.listing is not None or call.experiments or call.traces:
             answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
         else:
-            answer = await self._forward_telemetry_or_read(backend, call)
+            answer = await self._forward_telemetry_or_read(backend, call, operation)
         if self._record_reads and call.record is Record.NONE:
             await self.trail.noted(operation)
         return dataclasses.replace(answer, revision=operation.decision.revision)
@@ -151,17 +163,29 @@ class Gateway:
     def _may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
         return lambda where, action: self._decide(principal, backend.name, where, action).allowed
 
-    async def _forward_telemetry_or_read(self, backend: Backend, call: Call) -> Answer:
-        assert call.request is not None  # only our own promotions have none, and they are recorded each
+    async def _forward_telemetry_or_read(self, backend: Backend, call: Call, operation: Operation) -> Answer:
+        request = call.request
+        assert request is not None  # only our own promotions have none, and they are recorded each
         if call.record is Record.NONE:
-            return await backend.forward(call.request, writes=False, trace=call.trace)
+            return await backend.forward(request, writes=False, trace=call.trace)
         await self.seals.check(backend, call)
+        measured, file = None, call.needs[0].resource
+        if request.body is not None and isinstance(file, OfArtifact):
+            measured = Measured(file.path, request.body)
+            request = dataclasses.replace(request, body=aiter(measured))
+        identifier = next(iter(written(call)), "")
         with self.seals.writing(backend, call):
             try:
-                return await backend.forward(call.request, writes=True, trace=call.trace)
+                answer = await backend.forward(request, writes=True, trace=call.trace)
             except OutcomeUnknown as error:
+                self.tally.count(operation, identifier, failed=True)
                 message = f"The registry {backend.name!r} gave no answer; it may have been done."
                 raise OutcomeUnknown(message) from error
+            except GatewayError:
+                self.tally.count(operation, identifier, failed=True)
+                raise
+        self.tally.count(operation, identifier, failed=False, upload=measured.upload() if measured else None)
+        return answer
 
     async def _change(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         """One change, from decision to outcome; every refusal before the intent leaves one ``rejected`` event."""

@@ -87,7 +87,7 @@ class Seals:
     @contextlib.contextmanager
     def writing(self, backend: Backend, call: Call) -> Iterator[None]:
         """Count a write while it is under way, so that nothing is judged that is still changing."""
-        keys = [(backend.name, identifier) for identifier in _written(call)]
+        keys = [(backend.name, identifier) for identifier in written(call)]
         for key in keys:
             self._writing[key] += 1
         try:
@@ -126,7 +126,7 @@ class Seals:
         """
         if not self._seals or call.name in _UNJUDGED:
             return
-        for identifier in _written(call):
+        for identifier in written(call):
             self._refuse(backend.name, identifier)
         for need in call.needs:
             if need.action == "experiment:delete" and isinstance(need.resource, OfExperiment):
@@ -155,7 +155,7 @@ class Seals:
                     self._refuse(backend.name, identifier)
 
 
-def _written(call: Call) -> list[str]:
+def written(call: Call) -> list[str]:
     """List the runs and logged models that a call writes to."""
     return [
         _identifier(need.resource)

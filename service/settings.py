@@ -73,6 +73,8 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sinks: tuple[str, ...] = ("stdout",)
     reads: bool | str = False
+    sum_seconds: float = 60.0
+    """How often the sums of telemetry are written; a kill loses those of this long."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,6 +212,7 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     for seconds, key in (
         (settings.lock_seconds, ("lock_seconds",)),
         (settings.journal.deadline_seconds, ("journal", "deadline_seconds")),
+        (settings.audit.sum_seconds, ("audit", "sum_seconds")),
     ):
         if not 0 < seconds <= _MAX_SECONDS:
             raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)

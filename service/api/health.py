@@ -105,6 +105,9 @@ class Metrics:
         self.events_lost = Gauge(
             "registry_gateway_events_lost", "Events that could not be journalled.", registry=self.registry
         )
+        self.sums_merged = Gauge(
+            "registry_gateway_sums_merged", "Sums of telemetry that no longer say which run.", registry=self.registry
+        )
         self.unsettled = Gauge(
             "registry_gateway_unsettled", "Operations whose outcome is unknown.", registry=self.registry
         )

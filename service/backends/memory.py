@@ -298,6 +298,11 @@ class MemoryTransport:
         data = {kind: _tag_list(values) for kind, values in run["data"].items()}
         return {"run": {"info": run["info"], "data": data, "inputs": {}}}
 
+    def _logBatch(self, m: Document) -> Document:  # noqa: N802
+        data = self._run(m)["data"]
+        data["metrics"].update({item["key"]: item["value"] for item in m.get("metrics", ())})
+        return {}
+
     def _logMetric(self, m: Document) -> Document:  # noqa: N802
         self._run(m)["data"]["metrics"][m["key"]] = m["value"]
         return {}

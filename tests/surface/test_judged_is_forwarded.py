@@ -167,4 +167,5 @@ async def test_without_a_row_nothing_is_forwarded(running, key):
             answer = await client(endpoint.method, target, message)
         assert (answer.status, answer.json["error_code"]) == (403, "PERMISSION_DENIED"), answer.body
         assert {request.method for request in recording.seen if request.rpc not in LOOK_UPS} <= {"GET"}
+        await it.application.trail.caught_up()
         assert [event["data"]["phase"] for event in await it.events()] == ["denied"]
