@@ -1,0 +1,134 @@
+"""Finds the registered versions behind which something stands that is to be deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from service.backend import Backend
+from service.change import OfArtifact, OfLoggedModel, OfRun
+from service.errors import Conflict, NotFound
+from service.model import Call, resource
+from service.ownership import Ownership, parse_artifact_path
+from service.provenance import Origin, find_origin
+from service.records import ModelVersion
+
+DELETE_REFERENCED = "run:delete-referenced"
+_DELETES = frozenset({"run:delete", "artifact:delete"})
+_NAMED = 10
+_AT_ONCE = 10
+May = Callable[[str, str], bool]
+"""Tells whether the caller may do an action on a resource."""
+
+
+async def check_deletion(backend: Backend, call: Call, ownership: Ownership, may: May, notes: list[str]) -> None:
+    """Refuse to delete what stands behind registered versions, unless the caller ``may`` `DELETE_REFERENCED`.
+
+    Then it is said in *notes*. What is sealed was refused before.
+
+    Raises:
+        Conflict: it stands behind versions; those the caller may read are named. Nothing was forwarded.
+        RegistryUnavailable: it cannot be told. Nothing was forwarded.
+    """
+    if call.name.startswith("restore"):  # asks the same right, and takes nothing away
+        return
+    for need in call.needs:
+        if need.action not in _DELETES or not isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact):
+            continue
+        try:
+            found = await versions_behind(backend, need.resource)
+        except NotFound:
+            continue  # the registry will say so
+        if not found:
+            continue
+        where = await ownership.resource_of(backend, need.resource)
+        if not may(where, DELETE_REFERENCED):
+            message = (
+                f"It stands behind {_named(found, may)}. Delete these first, or ask somebody who has "
+                f"{DELETE_REFERENCED} on {where}."
+            )
+            raise Conflict(message)
+        notes.append(f"{DELETE_REFERENCED}: it stands behind {_named(found, may)}")
+
+
+async def versions_behind(backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> list[ModelVersion]:
+    """List the registered versions that were made from *where*: by their run, their source, or as a copy of such a one.
+
+    Raises:
+        NotFound: there is no such run or logged model.
+    """
+    if isinstance(where, OfArtifact):
+        owner = parse_artifact_path(where.path)[1]
+        if not isinstance(owner, OfRun | OfLoggedModel):
+            return []  # no version is made from a trace
+        candidates, path = await _candidates(backend, owner), where.path.rstrip("/")
+        return await _keep(backend, candidates, lambda _, origin: any(_overlap(path, file) for file in origin.files))
+    candidates = await _candidates(backend, where)
+    if isinstance(where, OfRun):
+        run_id = where.run_id.lower()
+        models = frozenset(await _models_of(backend, run_id))
+        return await _keep(backend, candidates, lambda item, origin: _is_of_run(item, origin, run_id, models))
+    model_id = where.model_id.lower()
+    return await _keep(
+        backend, candidates, lambda item, origin: model_id in item.source or model_id in origin.model_ids
+    )
+
+
+def _is_of_run(item: ModelVersion, origin: Origin, run_id: str, models: frozenset[str]) -> bool:
+    named = item.run_id == run_id or run_id in item.source or any(model in item.source for model in models)
+    return named or origin.run_id == run_id or not models.isdisjoint(origin.model_ids)
+
+
+def _overlap(path: str, file: str) -> bool:
+    """Tell whether deleting *path*, a file or a folder, takes away something of *file*, a file or a folder."""
+    file = file.rstrip("/")
+    return path == file or path.startswith(f"{file}/") or file.startswith(f"{path}/")
+
+
+async def _candidates(backend: Backend, where: OfRun | OfLoggedModel) -> list[ModelVersion]:
+    """List the versions that could be made from *where*: a few too many, never one too few."""
+    if isinstance(where, OfRun):
+        run_id = where.run_id.lower()
+        identifiers = [run_id, *await _models_of(backend, run_id)]
+    else:
+        model_id = where.model_id.lower()
+        run_id = (await backend.get_logged_model(model_id)).source_run_id
+        identifiers = [model_id, *([run_id] if run_id else [])]
+    copied, *named = await asyncio.gather(backend.copied_versions(), *map(backend.versions_naming, identifiers))
+    found = [item for items in named for item in items]
+    found += [item for item in copied if not item.run_id]  # a copy that has a run is found by it
+    return list({(item.model, item.version): item for item in found}.values())
+
+
+async def _models_of(backend: Backend, run_id: str) -> list[str]:
+    run = await backend.get_run(run_id)
+    return [item.model_id for item in await backend.models_of_run(run_id, run.experiment_id)]
+
+
+_NOTHING = Origin(None, (), ())
+
+
+async def _keep(
+    backend: Backend, candidates: Iterable[ModelVersion], keep: Callable[[ModelVersion, Origin], bool]
+) -> list[ModelVersion]:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(item: ModelVersion) -> bool:
+        if keep(item, _NOTHING):  # its own fields say enough
+            return True
+        async with slots:
+            return keep(item, await find_origin(backend, item) or _NOTHING)
+
+    candidates = list(candidates)
+    kept = await asyncio.gather(*map(one, candidates))
+    return [item for item, keeps in zip(candidates, kept, strict=True) if keeps]
+
+
+def _named(found: list[ModelVersion], may: May) -> str:
+    """Name the versions the caller may read, up to ten, and count the others."""
+    readable = [item for item in found if may(resource("models", item.model, "versions"), "version:read")]
+    names = [f"version {item.version} of {item.model!r}" for item in readable[:_NAMED]]
+    left = len(found) - len(names)
+    if left:
+        names.append(f"{left} {'more' if names else 'registered'} version{'s' if left > 1 else ''}")
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
