@@ -36,8 +36,11 @@ class Backend(Protocol):
     async def versions_naming(self, identifier: str) -> list[ModelVersion]:
         """List every version, of any model, whose run is *identifier* or whose source has it in it."""
 
-    async def copied_versions(self) -> list[ModelVersion]:
-        """List every version, of any model, whose source is another version (``models:/name/version``)."""
+    async def all_versions(self, source_prefix: str = "") -> list[ModelVersion]:
+        """List every version, of any model, whose source begins with *source_prefix*."""
+
+    async def contents(self, experiment_id: str, limit: int) -> list[str] | None:
+        """List the identifiers of an experiment's runs and logged models; None if there are more than *limit*."""
 
     async def set_alias(self, model: str, alias: str, version: str) -> None:
         """Set an alias. Idempotent."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 
 from service.backend import Backend
-from service.change import OfArtifact, OfLoggedModel, OfRun
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
 from service.errors import Conflict, NotFound
-from service.model import Call, resource
+from service.model import Call, Need, resource
 from service.ownership import Ownership, parse_artifact_path
 from service.provenance import Origin, find_origin
 from service.records import ModelVersion
@@ -17,6 +18,9 @@ DELETE_REFERENCED = "run:delete-referenced"
 _DELETES = frozenset({"run:delete", "artifact:delete"})
 _NAMED = 10
 _AT_ONCE = 10
+_MAX_CONTENTS = 10_000
+_MAX_HOPS = 8
+_IDENTIFIER = re.compile(r"\bm-[0-9a-z]+|\b[0-9a-f]{32}\b")
 May = Callable[[str, str], bool]
 """Tells whether the caller may do an action on a resource."""
 
@@ -33,22 +37,54 @@ async def check_deletion(backend: Backend, call: Call, ownership: Ownership, may
     if call.name.startswith("restore"):  # asks the same right, and takes nothing away
         return
     for need in call.needs:
-        if need.action not in _DELETES or not isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact):
+        deleted = _deleted(need)
+        if deleted is None:
             continue
         try:
-            found = await versions_behind(backend, need.resource)
+            behind = await _behind(backend, deleted, may)
         except NotFound:
             continue  # the registry will say so
-        if not found:
+        if not behind:
             continue
-        where = await ownership.resource_of(backend, need.resource)
+        where = await ownership.resource_of(backend, deleted)
         if not may(where, DELETE_REFERENCED):
-            message = (
-                f"It stands behind {_named(found, may)}. Delete these first, or ask somebody who has "
-                f"{DELETE_REFERENCED} on {where}."
-            )
+            message = f"It stands behind {behind}. That needs {DELETE_REFERENCED} on {where}; nothing was forwarded."
             raise Conflict(message)
-        notes.append(f"{DELETE_REFERENCED}: it stands behind {_named(found, may)}")
+        notes.append(f"{DELETE_REFERENCED}: it stands behind {behind}")
+
+
+def _deleted(need: Need) -> OfExperiment | OfRun | OfLoggedModel | OfArtifact | None:
+    where = need.resource
+    if isinstance(where, OfExperiment):  # deleting its traces is decided on it too
+        return where if need.action == "experiment:delete" else None
+    return where if isinstance(where, OfRun | OfLoggedModel | OfArtifact) and need.action in _DELETES else None
+
+
+async def _behind(backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact, may: May) -> str:
+    """Say behind what *where* stands; empty if behind nothing."""
+    if not isinstance(where, OfExperiment):
+        found = await versions_behind(backend, where)
+    else:
+        inside, versions = await asyncio.gather(
+            backend.contents(where.experiment_id, _MAX_CONTENTS), backend.all_versions()
+        )
+        if inside is None:
+            return f"what cannot be told: the experiment has more than {_MAX_CONTENTS} runs and logged models"
+        found = _made_of(versions, frozenset(item.lower() for item in inside))
+    return _named(found, may) if found else ""
+
+
+def _made_of(versions: list[ModelVersion], identifiers: frozenset[str]) -> list[ModelVersion]:
+    """Keep the versions whose run or source, or that of the version they are copied from, is of *identifiers*."""
+    sources = {f"models:/{item.model}/{item.version}": item for item in versions}
+
+    def is_made(item: ModelVersion | None, hops: int = 0) -> bool:
+        if item is None or hops > _MAX_HOPS:
+            return False
+        named = {item.run_id.lower(), *_IDENTIFIER.findall(item.source.lower())}
+        return not named.isdisjoint(identifiers) or is_made(sources.get(item.source), hops + 1)
+
+    return [item for item in versions if is_made(item)]
 
 
 async def versions_behind(backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> list[ModelVersion]:
@@ -94,9 +130,11 @@ async def _candidates(backend: Backend, where: OfRun | OfLoggedModel) -> list[Mo
         model_id = where.model_id.lower()
         run_id = (await backend.get_logged_model(model_id)).source_run_id
         identifiers = [model_id, *([run_id] if run_id else [])]
-    copied, *named = await asyncio.gather(backend.copied_versions(), *map(backend.versions_naming, identifiers))
+    copied, *named = await asyncio.gather(backend.all_versions("models:/"), *map(backend.versions_naming, identifiers))
     found = [item for items in named for item in items]
-    found += [item for item in copied if not item.run_id]  # a copy that has a run is found by it
+    found += [
+        item for item in copied if not item.run_id and "/" in item.source.removeprefix("models:/")
+    ]  # a copy that has a run is found by it
     return list({(item.model, item.version): item for item in found}.values())
 
 

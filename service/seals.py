@@ -22,6 +22,8 @@ from service.promotion.gate import Environment, Sealing
 from service.records import LivePeriod
 
 _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
+_RESTORES = frozenset({"restoreRun", "restoreExperiment"})
+"""They ask the right to delete, and rewrite nothing."""
 _Key = tuple[str, str, Enum, str]
 
 
@@ -220,6 +222,8 @@ class Seals:
             Busy: it belongs to a version that is being judged. Nothing was forwarded; try again.
             RegistryUnavailable: it cannot be told what is in an experiment. Nothing was forwarded.
         """
+        if call.name in _RESTORES:
+            return
         for identifier in _written(call):
             for seal in self._in_force(self._behind.get((backend.name, identifier), ())):
                 if not _only_ends_run(call, seal.environment):

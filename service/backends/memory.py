@@ -320,6 +320,14 @@ class MemoryTransport:
         self._run(m)["data"]["tags"][m["key"]] = m.get("value", "")
         return {}
 
+    def _searchRuns(self, m: Document) -> Document:  # noqa: N802
+        here = [run for run in self.runs.values() if run["info"]["experiment_id"] in m["experiment_ids"]]
+        return _page(here, m, "runs", 1000)
+
+    def _deleteExperiment(self, m: Document) -> Document:  # noqa: N802
+        self._getExperiment(m)["experiment"]["lifecycle_stage"] = "deleted"
+        return {}
+
     def _deleteRun(self, m: Document) -> Document:  # noqa: N802
         self._run(m)["info"]["lifecycle_stage"] = "deleted"
         return {}

@@ -127,9 +127,27 @@ class MlflowBackend:
         )
         return list({(item.model, item.version): item for item in (*by_run, *by_source)}.values())
 
-    async def copied_versions(self) -> list[ModelVersion]:
-        """List every version whose source is another version."""
-        return await self._search_versions("source_path LIKE 'models:/%/%'")
+    async def all_versions(self, source_prefix: str = "") -> list[ModelVersion]:
+        """List every version whose source begins with *source_prefix*."""
+        return await self._search_versions(f"source_path LIKE '{source_prefix}%'" if source_prefix else "")
+
+    async def contents(self, experiment_id: str, limit: int) -> list[str] | None:
+        """List the identifiers of an experiment's runs and logged models; None if there are more than *limit*."""
+        found: list[str] = []
+        for rpc, path, field, identifier, more in (
+            ("searchRuns", "runs/search", "runs", "run_id", {"run_view_type": "ALL", "max_results": 1000}),
+            ("searchLoggedModels", "logged-models/search", "models", "model_id", {"max_results": 100}),
+        ):
+            message: dict[str, Any] = {"experiment_ids": [experiment_id], **more}
+            while True:
+                answer = await self._get(_TRACKING, rpc, path, method="POST", **message)
+                found += [item["info"][identifier] for item in answer.get(field, ())]
+                if len(found) > limit:
+                    return None
+                if not answer.get("next_page_token"):
+                    break
+                message["page_token"] = answer["next_page_token"]
+        return found
 
     async def _search_versions(self, text: str) -> list[ModelVersion]:
         found: list[ModelVersion] = []
