@@ -37,7 +37,7 @@ class _Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[_Rule, ...]
     where: _Where = _Where()
     after: str | None = None
-    seal: Sealing | None = None
+    seal: str | None = None
     sealed_tags: tuple[str, ...] = ()
 
 
@@ -82,8 +82,13 @@ def _environment(name: str, raw: _Environment, file: YamlFile, registries: Mappi
         if any(rule.name == other.name for other in rules):
             raise file.error(f"two rules are named {rule.name!r}", *where, "name")
         rules.append(_rule(rule, file, where))
+    try:
+        seal = None if raw.seal is None else Sealing(raw.seal)
+    except ValueError:
+        known = ", ".join(item.value for item in Sealing)
+        raise file.error(f"seal: {raw.seal!r} is none of {known}", *at, "seal") from None
     loaded = Environment(
-        name, raw.where.registry, raw.where.models, marks, raw.after, tuple(rules), raw.seal, raw.sealed_tags
+        name, raw.where.registry, raw.where.models, marks, raw.after, tuple(rules), seal, raw.sealed_tags
     )
     _check_sealed_tags(loaded, file, at)
     return loaded

@@ -9,6 +9,7 @@ from tests.api.test_attacks import ARTIFACTS, run_of, upload
 from tests.api.test_promotion import promote, register, satisfy
 from tests.api.test_seals import approve, refused
 from tests.client import Client
+from tests.conftest import ROOT
 
 RIGHT = "run:delete-referenced"
 
@@ -143,8 +144,6 @@ async def test_an_experiment_too_large_to_look_through_needs_the_right(running, 
 
 def may_delete(tmp_path):
     """The demo policy, in which scientists may delete experiments and files too."""
-    from tests.conftest import ROOT
-
     rows = tmp_path / "rows.csv"
     more = "".join(
         f"p, role:scientist, *, experiments/*, {action}, allow\n" for action in ("experiment:delete", "artifact:delete")
@@ -160,7 +159,7 @@ def may_delete(tmp_path):
 async def test_only_files_that_a_version_is_made_of_are_kept(running, tmp_path, path, status):
     async with running(access=may_delete(tmp_path)) as it:
         client = Client(it.application.asgi)
-        it.memory._deleteArtifact = lambda message: {}
+        it.memory._deleteArtifact = lambda _: {}
         await register(it, client)
         run = run_of(it)
         for name in ("model/MLmodel", "logs/out.txt", "model2/MLmodel"):
@@ -213,8 +212,8 @@ async def test_all_pages_are_read_and_ten_versions_named(running, monkeypatch):
 
 async def test_versions_that_the_caller_may_not_read_are_counted_not_named(running, tmp_path):
     access = may_delete(tmp_path)
-    with open(access["rows"], "a") as file:
-        file.write("p, user:scientist, *, models/secret/versions, version:read, deny\n")
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text() + "p, user:scientist, *, models/secret/versions, version:read, deny\n")
     async with running(access=access) as it:
         client = Client(it.application.asgi)
         run = await new_run(client)
@@ -253,6 +252,6 @@ async def test_restoring_asks_for_no_more_than_before(running):
         client = Client(it.application.asgi)
         await register(it, client)
         await approve(client)
-        it.memory._restoreRun = lambda message: {}
+        it.memory._restoreRun = lambda _: {}
         restored = await client.be("user:scientist").rpc("POST", "runs/restore", run_id=run_of(it))
         assert restored.status == 200, restored.body
