@@ -19,7 +19,6 @@ _DELETES = frozenset({"run:delete", "artifact:delete"})
 _NAMED = 10
 _AT_ONCE = 10
 _MAX_CONTENTS = 10_000
-_MAX_HOPS = 8
 _IDENTIFIER = re.compile(r"\bm-[0-9a-z]+|\b[0-9a-f]{32}\b")
 May = Callable[[str, str], bool]
 """Tells whether the caller may do an action on a resource."""
@@ -69,22 +68,28 @@ async def _behind(backend: Backend, where: OfExperiment | OfRun | OfLoggedModel 
             backend.contents(where.experiment_id, _MAX_CONTENTS), backend.all_versions()
         )
         if inside is None:
-            return f"what cannot be told: the experiment has more than {_MAX_CONTENTS} runs and logged models"
-        found = _made_of(versions, frozenset(item.lower() for item in inside))
+            return f"versions that cannot be told (the experiment has more than {_MAX_CONTENTS} runs and logged models)"
+        found = await _made_of(backend, versions, frozenset(inside))
     return _named(found, may) if found else ""
 
 
-def _made_of(versions: list[ModelVersion], identifiers: frozenset[str]) -> list[ModelVersion]:
-    """Keep the versions whose run or source, or that of the version they are copied from, is of *identifiers*."""
-    sources = {f"models:/{item.model}/{item.version}": item for item in versions}
+async def _made_of(backend: Backend, versions: list[ModelVersion], identifiers: frozenset[str]) -> list[ModelVersion]:
+    """Keep the versions whose run or source is of *identifiers*, and the copies without a run that lead there."""
+    named = [item for item in versions if not _named_by(item).isdisjoint(identifiers)]
+    copies = [item for item in versions if _is_copy_without_run(item)]
+    return [
+        *named,
+        *await _keep(backend, copies, lambda _, origin: not origin.identifiers.isdisjoint(identifiers)),
+    ]
 
-    def is_made(item: ModelVersion | None, hops: int = 0) -> bool:
-        if item is None or hops > _MAX_HOPS:
-            return False
-        named = {item.run_id.lower(), *_IDENTIFIER.findall(item.source.lower())}
-        return not named.isdisjoint(identifiers) or is_made(sources.get(item.source), hops + 1)
 
-    return [item for item in versions if is_made(item)]
+def _named_by(item: ModelVersion) -> frozenset[str]:
+    return frozenset({item.run_id, *_IDENTIFIER.findall(item.source)})
+
+
+def _is_copy_without_run(item: ModelVersion) -> bool:
+    """Tell whether only the registry knows what a version was made from."""
+    return not item.run_id and item.source.startswith("models:/") and "/" in item.source.removeprefix("models:/")
 
 
 async def versions_behind(backend: Backend, where: OfRun | OfLoggedModel | OfArtifact) -> list[ModelVersion]:
@@ -101,10 +106,10 @@ async def versions_behind(backend: Backend, where: OfRun | OfLoggedModel | OfArt
         return await _keep(backend, candidates, lambda _, origin: any(_overlap(path, file) for file in origin.files))
     candidates = await _candidates(backend, where)
     if isinstance(where, OfRun):
-        run_id = where.run_id.lower()
+        run_id = where.run_id
         models = frozenset(await _models_of(backend, run_id))
         return await _keep(backend, candidates, lambda item, origin: _is_of_run(item, origin, run_id, models))
-    model_id = where.model_id.lower()
+    model_id = where.model_id
     return await _keep(
         backend, candidates, lambda item, origin: model_id in item.source or model_id in origin.model_ids
     )
@@ -124,17 +129,15 @@ def _overlap(path: str, file: str) -> bool:
 async def _candidates(backend: Backend, where: OfRun | OfLoggedModel) -> list[ModelVersion]:
     """List the versions that could be made from *where*: a few too many, never one too few."""
     if isinstance(where, OfRun):
-        run_id = where.run_id.lower()
+        run_id = where.run_id
         identifiers = [run_id, *await _models_of(backend, run_id)]
     else:
-        model_id = where.model_id.lower()
+        model_id = where.model_id
         run_id = (await backend.get_logged_model(model_id)).source_run_id
         identifiers = [model_id, *([run_id] if run_id else [])]
     copied, *named = await asyncio.gather(backend.all_versions("models:/"), *map(backend.versions_naming, identifiers))
     found = [item for items in named for item in items]
-    found += [
-        item for item in copied if not item.run_id and "/" in item.source.removeprefix("models:/")
-    ]  # a copy that has a run is found by it
+    found += filter(_is_copy_without_run, copied)
     return list({(item.model, item.version): item for item in found}.values())
 
 

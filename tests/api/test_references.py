@@ -120,7 +120,9 @@ async def test_what_stands_behind_a_version_is_not_deleted_by_default(running, w
                 assert any(RIGHT in note and "'iris'" in note for note in done["notes"])
 
 
-@pytest.mark.parametrize("way", [by_run, by_source_only, by_logged_model, by_a_logged_model_without_run])
+@pytest.mark.parametrize(
+    "way", [by_run, by_source_only, by_logged_model, by_a_logged_model_without_run, by_a_copy_of_a_copy]
+)
 async def test_an_experiment_whose_contents_stand_behind_a_version_is_not_deleted(running, tmp_path, way):
     async with running(access=may_delete(tmp_path)) as it:
         client = Client(it.application.asgi)
