@@ -134,6 +134,15 @@ async def test_an_experiment_whose_contents_stand_behind_a_version_is_not_delete
         assert (await delete(client, "experiment", "0")).status == 200
 
 
+async def test_a_version_that_names_a_run_counts_wherever_its_files_are(running, tmp_path):
+    async with running(access=may_delete(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        run, _ = await by_run(client)
+        it.memory.models["iris"]["versions"]["1"]["source"] = "s3://elsewhere/model"
+        for kind, identifier in (("run", run), ("experiment", "0")):
+            assert refused(await delete(client.be("user:scientist"), kind, identifier), "version 1 of 'iris'", RIGHT)
+
+
 async def test_an_experiment_too_large_to_look_through_needs_the_right(running, tmp_path, monkeypatch):
     monkeypatch.setattr("service.references._MAX_CONTENTS", 1)
     async with running(access=may_delete(tmp_path)) as it:

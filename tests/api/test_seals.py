@@ -9,6 +9,7 @@ import pytest
 from service.dialects.mlflow_row import Body
 from service.dialects.mlflow_table import ROWS
 from service.effects import Signed
+from service.errors import RegistryUnavailable
 from service.model import Record
 from service.records import Approval
 from tests.api.test_attacks import ARTIFACTS, environments, run_of, upload
@@ -63,6 +64,26 @@ async def test_what_stands_behind_an_approved_version_is_sealed(running):
         assert (await client.rpc("POST", "runs/update", run_id=run, status="FINISHED")).status == 200
         assert (await revoke(client, approval)).status == 204
         assert (await log(client, run)).status == 200
+
+
+async def test_an_experiment_that_may_hold_what_is_sealed_is_not_deleted(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        other = (await client.rpc("POST", "experiments/create", name="other")).json["experiment_id"]
+        await register(it, client)
+        await approve(client)
+        it.application.gateway._ownership._experiment_of.clear()
+        inner = it.memory.send
+
+        async def failing(request, *, writes, trace=""):
+            if request.rpc.endswith(".getRun"):
+                raise RegistryUnavailable("down")
+            return await inner(request, writes=writes, trace=trace)
+
+        it.memory.send = failing
+        assert (await client.rpc("POST", "experiments/delete", experiment_id=other)).status == 503
+        it.memory.send = inner
+        assert (await client.rpc("POST", "experiments/delete", experiment_id=other)).status == 200
 
 
 async def test_a_rejection_or_a_refused_approval_seals_nothing(running):
@@ -250,6 +271,7 @@ async def test_nobody_signs_what_is_half_written(running):
         answer = await client.be("user:lead")("POST", f"{V1}/iris/versions/1/approvals", APPROVE)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert (await client("GET", f"{V1}/iris/versions/1/approvals")).json == {"approvals": []}
+        await revoke(client, await approve(client, decision="reject"))  # a no holds whatever changes
         slow.go.set()
         assert (await writing).status == 200
         await approve(client)
