@@ -25,6 +25,7 @@ _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:del
 _RESTORES = frozenset({"restoreRun", "restoreExperiment"})
 """They ask the right to delete, and rewrite nothing."""
 _Key = tuple[str, str, Enum, str]
+_Place = tuple[str, str, str]
 
 
 class Standing(Enum):
@@ -73,8 +74,8 @@ class Seals:
         self._now = now
         self._seals: dict[_Key, Seal] = {}
         """By registry, model, standing, and the environment or the approval."""
-        self._behind: dict[tuple[str, str], set[_Key]] = {}
-        """The seals of each run and logged model."""
+        self._index: dict[_Place, set[_Key]] = {}
+        """The seals of ``("model", registry, name)``, and those that hold ``("behind", registry, identifier)``."""
         self._writing: Counter[tuple[str, str]] = Counter()
 
     def load(self, live: Iterable[tuple[str, str, LivePeriod]], signed: Iterable[Signed]) -> None:
@@ -182,21 +183,20 @@ class Seals:
         self._drop(key for key in self._of_model(registry, model) if key[2] is Standing.JUDGED)
 
     def _of_model(self, registry: str, model: str) -> list[_Key]:
-        return [key for key in self._seals if key[:2] == (registry, model)]
+        return list(self._index.get(("model", registry, model), ()))
 
     def _put(self, key: _Key, seal: Seal) -> None:
         self._drop([key])
         self._seals[key] = seal
-        for identifier in seal.behind:
-            self._behind.setdefault((seal.registry, identifier.lower()), set()).add(key)
+        for place in _places(key, seal):
+            self._index.setdefault(place, set()).add(key)
 
     def _take(self, key: _Key) -> Seal:
         seal = self._seals.pop(key)
-        for identifier in seal.behind:
-            place = (seal.registry, identifier.lower())
-            self._behind[place].discard(key)
-            if not self._behind[place]:
-                del self._behind[place]
+        for place in _places(key, seal):
+            self._index[place].discard(key)
+            if not self._index[place]:
+                del self._index[place]
         return seal
 
     def _drop(self, keys: Iterable[_Key]) -> None:
@@ -225,7 +225,7 @@ class Seals:
         if call.name in _RESTORES:
             return
         for identifier in _written(call):
-            for seal in self._in_force(self._behind.get((backend.name, identifier), ())):
+            for seal in self._in_force(self._index.get(("behind", backend.name, identifier), ())):
                 if not _only_ends_run(call, seal.environment):
                     seal.refuse("It stands behind")
         self._check_version(backend.name, call)
@@ -248,10 +248,11 @@ class Seals:
                 seal.refuse(f"The tag {change.key[:100]!r} is evidence of")
 
     async def _check_experiment(self, backend: Backend, experiment_id: str) -> None:
-        for registry, identifier in list(self._behind):
-            seals = self._in_force(self._behind.get((registry, identifier), ()))
-            if registry != backend.name or not seals:
+        for place in [place for place in self._index if place[:2] == ("behind", backend.name)]:
+            seals = self._in_force(self._index.get(place, ()))
+            if not seals:
                 continue
+            identifier = place[-1]
             where = OfLoggedModel(identifier) if identifier.startswith("m-") else OfRun(identifier)
             try:
                 owner = await self._ownership.experiment_of(backend, where)
@@ -259,6 +260,11 @@ class Seals:
                 continue  # gone beside the gateway
             if owner == experiment_id:
                 seals[0].refuse("A run or logged model in it stands behind")
+
+
+def _places(key: _Key, seal: Seal) -> list[_Place]:
+    registry, model = key[:2]
+    return [("model", registry, model), *(("behind", registry, identifier.lower()) for identifier in seal.behind)]
 
 
 def _only_ends_run(call: Call, environment: Environment) -> bool:

@@ -94,7 +94,7 @@ async def test_a_rejection_or_a_refused_approval_seals_nothing(running):
         own = await client.be("user:scientist")("POST", f"{V1}/iris/versions/1/approvals", APPROVE)
         assert own.status == 403
         assert (await log(client, run_of(it))).status == 200
-        assert it.application.gateway.seals._behind == {}
+        assert it.application.gateway.seals._index == {}
 
 
 async def test_each_approval_seals_until_it_ends(running, monkeypatch):
