@@ -98,21 +98,19 @@ async def versions_behind(backend: Backend, where: OfRun | OfLoggedModel | OfArt
     Raises:
         NotFound: there is no such run or logged model.
     """
+    owner = parse_artifact_path(where.path)[1] if isinstance(where, OfArtifact) else where
+    if not isinstance(owner, OfRun | OfLoggedModel):
+        return []  # no version is made from a trace
+    identifiers = await _identifiers(backend, owner)
+    candidates = await _candidates(backend, identifiers)
     if isinstance(where, OfArtifact):
-        owner = parse_artifact_path(where.path)[1]
-        if not isinstance(owner, OfRun | OfLoggedModel):
-            return []  # no version is made from a trace
-        candidates, path = await _candidates(backend, owner), where.path.rstrip("/")
+        path = where.path.rstrip("/")
         return await _keep(backend, candidates, lambda _, origin: any(_overlap(path, file) for file in origin.files))
-    candidates = await _candidates(backend, where)
+    first = identifiers[0]
     if isinstance(where, OfRun):
-        run_id = where.run_id
-        models = frozenset(await _models_of(backend, run_id))
-        return await _keep(backend, candidates, lambda item, origin: _is_of_run(item, origin, run_id, models))
-    model_id = where.model_id
-    return await _keep(
-        backend, candidates, lambda item, origin: model_id in item.source or model_id in origin.model_ids
-    )
+        models = frozenset(identifiers[1:])
+        return await _keep(backend, candidates, lambda item, origin: _is_of_run(item, origin, first, models))
+    return await _keep(backend, candidates, lambda item, origin: first in item.source or first in origin.model_ids)
 
 
 def _is_of_run(item: ModelVersion, origin: Origin, run_id: str, models: frozenset[str]) -> bool:
@@ -126,24 +124,21 @@ def _overlap(path: str, file: str) -> bool:
     return path == file or path.startswith(f"{file}/") or file.startswith(f"{path}/")
 
 
-async def _candidates(backend: Backend, where: OfRun | OfLoggedModel) -> list[ModelVersion]:
-    """List the versions that could be made from *where*: a few too many, never one too few."""
+async def _identifiers(backend: Backend, where: OfRun | OfLoggedModel) -> tuple[str, ...]:
+    """Return *where* first, then a run's logged models, or a logged model's run."""
     if isinstance(where, OfRun):
-        run_id = where.run_id
-        identifiers = [run_id, *await _models_of(backend, run_id)]
-    else:
-        model_id = where.model_id
-        run_id = (await backend.get_logged_model(model_id)).source_run_id
-        identifiers = [model_id, *([run_id] if run_id else [])]
+        run = await backend.get_run(where.run_id)
+        return (run.run_id, *(item.model_id for item in await backend.models_of_run(run.run_id, run.experiment_id)))
+    logged = await backend.get_logged_model(where.model_id)
+    return (logged.model_id, logged.source_run_id) if logged.source_run_id else (logged.model_id,)
+
+
+async def _candidates(backend: Backend, identifiers: Iterable[str]) -> list[ModelVersion]:
+    """List the versions that could be made of *identifiers*: a few too many, never one too few."""
     copied, *named = await asyncio.gather(backend.all_versions("models:/"), *map(backend.versions_naming, identifiers))
     found = [item for items in named for item in items]
     found += filter(_is_copy_without_run, copied)
     return list({(item.model, item.version): item for item in found}.values())
-
-
-async def _models_of(backend: Backend, run_id: str) -> list[str]:
-    run = await backend.get_run(run_id)
-    return [item.model_id for item in await backend.models_of_run(run_id, run.experiment_id)]
 
 
 _NOTHING = Origin(None, (), ())
