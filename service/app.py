@@ -102,7 +102,7 @@ class Application:
         self.changes = Changes(settings.lock_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
-        seals = Seals(ownership)
+        seals = Seals(ownership, self.environments, self.trail.now)
         promoter = Promoter(self.environments, gatherer, self.trail, seals)
         self.gateway = Gateway(
             backends=self.backends,
@@ -169,8 +169,7 @@ class Application:
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
-        guarded = {item.name: item.seals for item in self.environments.all}
-        self.gateway.seals.load(await self.journal.live(), guarded)
+        self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
         self.trail.start()
         self.gateway.tally.start()
         self.reconciler.start()

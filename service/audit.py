@@ -76,6 +76,12 @@ class Journal(Protocol):
     async def live(self) -> list[tuple[str, str, LivePeriod]]:
         """List what is live everywhere by record: registry, model, period."""
 
+    async def signed(self) -> list[Signed]:
+        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first.
+
+        Those of before schema 0002, which did not keep what stands behind them, are left out.
+        """
+
     async def ping(self) -> None:
         """Return when the journal can be written."""
 

@@ -33,6 +33,15 @@ class Backend(Protocol):
     async def list_versions(self, model: str) -> list[ModelVersion]:
         """List the versions of a model, newest first, at most 200."""
 
+    async def versions_naming(self, identifier: str) -> list[ModelVersion]:
+        """List every version, of any model, whose run is *identifier* or whose source has it in it."""
+
+    async def all_versions(self, source_prefix: str = "") -> list[ModelVersion]:
+        """List every version, of any model, whose source begins with *source_prefix*."""
+
+    async def contents(self, experiment_id: str, limit: int) -> list[str] | None:
+        """List the identifiers of an experiment's runs and logged models; None if there are more than *limit*."""
+
     async def set_alias(self, model: str, alias: str, version: str) -> None:
         """Set an alias. Idempotent."""
 
@@ -49,7 +58,7 @@ class Backend(Protocol):
         """Get a logged model."""
 
     async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
-        """List the logged models that a run made, at most 100."""
+        """List the logged models that a run made."""
 
     async def trace_experiments(self, trace_ids: Collection[str]) -> Mapping[str, str]:
         """Map those of *trace_ids* that exist to the identifiers of their experiments."""

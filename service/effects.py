@@ -85,6 +85,19 @@ class Signed:
     model: str
     binding: str
     approval: Approval
+    version: str
+    behind: tuple[str, ...]
+    """The run and the logged models it was made from."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deleted:
+    """A version was deleted (``version`` empty: the model with all of them); its approvals hold nothing any more."""
+
+    registry: str
+    model: str
+    version: str
+    at: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,4 +115,6 @@ class Withdrawn:
     evidence_id: str
 
 
-Effect = Opened | Settled | Registered | MadeLive | TakenDown | Renamed | Posted | Signed | Revoked | Withdrawn
+Effect = (
+    Opened | Settled | Registered | MadeLive | TakenDown | Deleted | Renamed | Posted | Signed | Revoked | Withdrawn
+)

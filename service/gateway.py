@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from service.audit import Operation, Trail
 from service.backend import Backend
@@ -20,7 +20,7 @@ from service.change import (
     VersionCreate,
 )
 from service.changes import Changes
-from service.effects import Effect, MadeLive, Registered, Renamed, TakenDown
+from service.effects import Deleted, Effect, MadeLive, Registered, Renamed, TakenDown
 from service.errors import (
     Denied,
     GatewayError,
@@ -37,11 +37,13 @@ from service.promoter import Asked, Promoter
 from service.promotion.gate import Environment, Mark
 from service.provenance import check_run
 from service.records import Creation, binding_of
+from service.references import check_deletion
 from service.seals import Seals, written
 from service.searching import search
 from service.spelling import Spelling
 from service.tally import Measured, Tally
 
+T = TypeVar("T")
 Decide = Callable[[Principal, str, str, str], Decision]
 
 
@@ -156,6 +158,19 @@ class Gateway:
         """Hold the locks of *models*, as a change does."""
         return self._changes.lock(registry, models)
 
+    async def alone(self, registry: str, model: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Run *work* to its end, even if the caller hangs up, while no change of *model* is under way.
+
+        Raises:
+            Busy: the lock was not had in time. Nothing was done.
+        """
+
+        async def locked() -> T:
+            async with self.lock(registry, (model,)):
+                return await work()
+
+        return await self._changes.run(locked())
+
     def decides(self, principal: Principal, registry: str, where: str, action: str) -> Decision:
         """Decide without a call, for answers that are cut down to what the caller may read."""
         return self._decide(principal, registry, where, action)
@@ -258,7 +273,7 @@ class Gateway:
             operation.environment, operation.action, operation.resource, operation.decision = asked_for
 
         result = await self._promoter.promote(backend, environment, asked, operation, retire)
-        self.apply(result.effects)
+        self.seals.apply(result.effects)
         return Answer(200, promotion=result, operation=operation.id, revision=operation.decision.revision)
 
     async def _change_otherwise(self, backend: Backend, call: Call, operation: Operation) -> Answer:
@@ -274,16 +289,18 @@ class Gateway:
         for item in retired:
             await self._authorize_retirement(backend, call, item.environment, operation)
         await self._spelling.check(backend, call)
-        await self.seals.check(backend, call)
-        if isinstance(call.change, VersionCreate):
-            model_id = str(call.request.message.get("model_id", "")) if call.request else ""
-            await check_run(backend, call.change, model_id)
-        follows = await self._judge_carried(backend, call, operation)
-        ended = tuple(item.environment.name for item in retired if item.ends)
-        if operation.change is not None:  # so that the reconciler knows what follows from it
-            operation.change = {**operation.change, "ended": ended, "carried": [dataclasses.asdict(e) for e in follows]}
-        await self.trail.intent(operation)
-        with self.seals.writing(backend, call):
+        with self.seals.writing(backend, call):  # from before the check: nothing is judged in between
+            await self.seals.check(backend, call)
+            await check_deletion(backend, call, self._ownership, self._may(backend, call.principal), operation.notes)
+            if isinstance(call.change, VersionCreate):
+                model_id = str(call.request.message.get("model_id", "")) if call.request else ""
+                await check_run(backend, call.change, model_id)
+            follows = await self._judge_carried(backend, call, operation)
+            ended = tuple(item.environment.name for item in retired if item.ends)
+            if operation.change is not None:  # so that the reconciler knows what follows from it
+                carried = [dataclasses.asdict(e) for e in follows]
+                operation.change = {**operation.change, "ended": ended, "carried": carried}
+            await self.trail.intent(operation)
             return await self._forward_change(backend, call, operation, ended, follows)
 
     async def _authorize_retirement(
@@ -333,22 +350,8 @@ class Gateway:
         operation.status = answer.status
         effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         await self.trail.outcome(operation, "succeeded", effects)
-        self.apply(effects)
+        self.seals.apply(effects)
         return dataclasses.replace(answer, operation=operation.id, revision=operation.decision.revision)
-
-    def apply(self, effects: Iterable[Effect]) -> None:
-        """Let the seals follow what became or ceased to be live."""
-        for effect in effects:
-            if isinstance(effect, MadeLive | TakenDown):
-                self.seals.settle(effect.registry, effect.model)
-            if isinstance(effect, MadeLive):
-                environment = self._guard.environments.get(effect.registry, effect.model, effect.period.environment)
-                if environment is not None and environment.seals:
-                    self.seals.add(effect.registry, effect.model, effect.period)
-            elif isinstance(effect, TakenDown):
-                self.seals.drop(effect.registry, effect.model, effect.environments)
-            elif isinstance(effect, Renamed):
-                self.seals.rename(effect.registry, effect.model, effect.new_name)
 
 
 def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[str, ...], now: float) -> list[Effect]:
@@ -360,13 +363,16 @@ def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[st
 
 
 def consequences(change: Mapping[str, Any], registry: str, ended: tuple[str, ...], now: float) -> list[Effect]:
-    """Say what a change that was carried out ends and renames; *change* is as the intent recorded it."""
+    """Say what a change that was carried out ends, deletes and renames; *change* is as the intent recorded it."""
     kind, model = change.get("kind"), change.get("model", "")
     if kind == "ModelDelete":
-        return [TakenDown(registry, model, (), now)]
+        return [TakenDown(registry, model, (), now), Deleted(registry, model, "", now)]
     if kind == "ModelRename":  # what the new name is live in was judged anew
         return [TakenDown(registry, model, (), now), Renamed(registry, model, change["new_name"])]
-    return [TakenDown(registry, model, ended, now)] if ended else []
+    effects: list[Effect] = [TakenDown(registry, model, ended, now)] if ended else []
+    if kind == "VersionDelete":
+        effects.append(Deleted(registry, model, change["version"], now))
+    return effects
 
 
 def _registered(

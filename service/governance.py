@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +22,7 @@ from service.promoter import etag
 from service.promotion.environments import Environments
 from service.promotion.facts import Source, VersionFacts, newest_evidence
 from service.promotion.gate import Environment
-from service.provenance import UNVERIFIABLE, artifact_digest, origin_of_version
+from service.provenance import UNVERIFIABLE, artifact_digest, behind, origin_of_version
 from service.records import Approval, Evidence, LivePeriod, ModelVersion
 from service.strict import check_text, check_version
 
@@ -67,22 +68,30 @@ class Governance:
     async def _store(
         self,
         operation: Operation,
-        backend: Backend,
         model: str,
         version: str,
-        effect_of: Callable[[ModelVersion], Awaitable[E]],
+        make: Callable[[], Awaitable[E]],
+        *,
+        alone: bool = False,
     ) -> E:
-        """Bind a record to the very version and store it with its event; a refusal leaves a ``rejected`` one."""
+        """Make a record about a version and store it with its event; a refusal leaves a ``rejected`` one.
+
+        *alone*: while no change of the model is under way, and to its end even if the caller hangs up.
+        """
         operation.model, operation.version = model, version
+
+        async def work() -> E:
+            effect = await make()
+            await self._gateway.trail.stored(operation, [effect])
+            self._gateway.seals.apply([effect])
+            return effect
+
         try:
             check_version(version)
-            found = await backend.get_version(model, version)
-            effect = await effect_of(found)
-            await self._gateway.trail.stored(operation, [effect])
+            return await (self._gateway.alone(operation.registry, model, work) if alone else work())
         except GatewayError as error:
             await self._rejecting(operation, error)
             raise
-        return effect
 
     async def post_evidence(
         self, caller: Caller, registry: str, model: str, version: str, posted: Mapping[str, Any]
@@ -106,11 +115,12 @@ class Governance:
         )
         operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
 
-        async def effect_of(found: ModelVersion) -> Posted:
+        async def post() -> Posted:
+            found = await backend.get_version(model, version)
             digest = await artifact_digest(backend, await origin_of_version(backend, found))
             return Posted(registry, model, found.binding, dataclasses.replace(evidence, artifact_digest=digest))
 
-        return (await self._store(operation, backend, model, version, effect_of)).evidence
+        return (await self._store(operation, model, version, post)).evidence
 
     async def evidence(self, caller: Caller, registry: str, model: str, version: str) -> list[Evidence]:
         """List the evidence about a version, oldest first."""
@@ -125,6 +135,7 @@ class Governance:
 
         Raises:
             Denied: no right to, or the caller registered the version. NotFound. Nothing is stored.
+            Busy: something behind the version is being written, or its model changed. Nothing is stored; try again.
         """
         environment = self._environment(registry, model, signed["environment"])
         need = Need("approval:create", resource("models", model, "environments", environment.name))
@@ -144,16 +155,23 @@ class Governance:
         )
         operation.after = {"decision": approval.decision, "id": approval.id}
 
-        async def effect_of(found: ModelVersion) -> Signed:
+        async def sign(held: contextlib.ExitStack) -> Signed:
+            found = await backend.get_version(model, version)
             creation = await self._journal.creation(registry, model, found.binding)
             if creation is not None and caller.principal.persons & {creation.by, *creation.persons}:
                 message = "You registered this version; somebody else has to approve it."
                 await self._gateway.trail.refused(operation, "denied")
                 raise Denied(message, operation=operation.id)
-            digest = await artifact_digest(backend, await origin_of_version(backend, found))
-            return Signed(registry, model, found.binding, dataclasses.replace(approval, artifact_digest=digest))
+            origin = await origin_of_version(backend, found)
+            stands = behind(found, origin)
+            if approval.decision == "approve":  # what is signed must not change until it is sealed
+                held.enter_context(self._gateway.seals.provisional(backend.name, model, environment, version, stands))
+            digest = await artifact_digest(backend, origin)
+            bound = dataclasses.replace(approval, artifact_digest=digest)
+            return Signed(registry, model, found.binding, bound, version, tuple(sorted(stands)))
 
-        return (await self._store(operation, backend, model, version, effect_of)).approval
+        with contextlib.ExitStack() as held:
+            return (await self._store(operation, model, version, lambda: sign(held), alone=True)).approval
 
     async def approvals(self, caller: Caller, registry: str, model: str, version: str) -> list[Approval]:
         """List the approvals of a version, revoked ones too, oldest first."""
@@ -167,25 +185,37 @@ class Governance:
         Raises:
             NotFound: no such approval of this version. Conflict: it was revoked before. Denied.
         """
-        found = await self._read_version(caller, registry, model, version, "revokeApproval")
-        approvals: list[Approval] = await self._journal.approvals(registry, model, found.binding)
-        approval = next((item for item in approvals if item.id == approval_id), None)
-        if approval is None:
-            message = "This version has no such approval."
-            raise NotFound(message)
+        approval = await self._approval(caller, registry, model, version, approval_id)
         own = approval.by == caller.principal.subject
         action = "approval:create" if own else "approval:revoke"
         need = Need(action, resource("models", model, "environments", approval.environment))
-        backend, operation = await self._open(caller, registry, "revokeApproval", need)
+        _, operation = await self._open(caller, registry, "revokeApproval", need)
         operation.environment, operation.before = approval.environment, {"id": approval.id}
 
-        async def effect_of(_: ModelVersion) -> Revoked:
+        async def take_back() -> Revoked:
             if approval.revoked:
                 message = "This approval was revoked before."
                 raise Conflict(message)
             return Revoked(approval.id, self._gateway.trail.now())
 
-        await self._store(operation, backend, model, version, effect_of)
+        await self._store(operation, model, version, take_back, alone=True)
+
+    async def _approval(self, caller: Caller, registry: str, model: str, version: str, approval_id: str) -> Approval:
+        """Find an approval, also of a version that was deleted beside the gateway: it still seals what stood behind."""
+        signed: list[Signed] = await self._journal.signed()
+        here = (registry, model, version)
+        approvals = [item.approval for item in signed if (item.registry, item.model, item.version) == here]
+        try:
+            found = await self._read_version(caller, registry, model, version, "revokeApproval")
+            approvals += await self._journal.approvals(registry, model, found.binding)
+        except NotFound:
+            if not approvals:
+                raise
+        for item in approvals:
+            if item.id == approval_id:
+                return item
+        message = "This version has no such approval."
+        raise NotFound(message)
 
     async def _read_version(self, caller: Caller, registry: str, model: str, version: str, name: str) -> ModelVersion:
         check_version(version)

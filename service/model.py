@@ -21,7 +21,7 @@ ACTIONS = frozenset(
         *(f"tag:{verb}" for verb in ("set", "delete")),
         "stage:set",
         *(f"experiment:{verb}" for verb in ("create", "read", "update", "delete")),
-        *(f"run:{verb}" for verb in ("create", "read", "update", "delete")),
+        *(f"run:{verb}" for verb in ("create", "read", "update", "delete", "delete-referenced")),
         *(f"artifact:{verb}" for verb in ("read", "write", "delete")),
         *(f"approval:{verb}" for verb in ("create", "revoke")),
         "evidence:post",

@@ -113,7 +113,7 @@ class Reconciler:
                 return False
             effects = [*effects, *_follow(found)] if done else []
             await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
-            self._gateway.apply(effects)
+            self._gateway.seals.apply(effects)
             if names:
                 self._gateway.seals.settle(found.registry, names[0])
         return True

@@ -1,4 +1,4 @@
-"""Seals what stands behind a live version: its run, its logged model and its files cannot be rewritten.
+"""Seals what stands behind an approved or a live version: its run, its logged models, its files, its evidence.
 
 Kept in memory, so that telemetry never waits for the journal; read from the journal once at the start.
 """
@@ -6,56 +6,134 @@ Kept in memory, so that telemetry never waits for the journal; read from the jou
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 
 from service.backend import Backend
-from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces
-from service.errors import Busy, Conflict, GatewayError, OutcomeUnknown
+from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces, TagDelete, TagSet, VersionUpdate
+from service.effects import Deleted, Effect, MadeLive, Renamed, Revoked, Signed, TakenDown
+from service.errors import Busy, Conflict, NotFound, OutcomeUnknown
 from service.model import Call
 from service.ownership import Ownership, parse_artifact_path
-from service.promotion.gate import Environment
+from service.promotion.environments import Environments
+from service.promotion.gate import Environment, Sealing
 from service.records import LivePeriod
 
 _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
-_UNJUDGED = frozenset({"updateRun"})
-"""A pipeline that promotes inside its run must be able to end the run."""
+_RESTORES = frozenset({"restoreRun", "restoreExperiment"})
+"""They ask the right to delete, and rewrite nothing."""
+_Key = tuple[str, str, Enum, str]
+_Place = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
+class Standing(Enum):
+    """What a version is in its environment."""
+
+    LIVE = "live in"
+    APPROVED = "approved for"
+    JUDGED = "being judged for"
+    """Not live or approved yet: a write has to wait."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Seal:
-    """A live version of an environment with rules, and what stands behind it."""
+    """A version that must stay what it is, and what stands behind it."""
 
     registry: str
     model: str
-    environment: str
+    environment: Environment
     version: str
     behind: frozenset[str]
     """Identifiers of runs and logged models."""
-    judged: bool = False
-    """Not live yet: it is being judged, and a write has to wait."""
+    standing: Standing
+    expires: float | None = None
+
+    def refuse(self, what: str) -> None:
+        """Raise the refusal of a write to *what*, which belongs to the version.
+
+        Raises:
+            Conflict: it is sealed. Busy: it is being judged.
+        """
+        version = f"version {self.version} of {self.model!r}, which is {self.standing.value} {self.environment.name!r}"
+        if self.standing is Standing.JUDGED:
+            message = f"{what} {version}; nothing was forwarded. Try again."
+            raise Busy(message)
+        message = f"{what} {version}, and is sealed."
+        raise Conflict(message)
 
 
 class Seals:
     """The seals of this moment."""
 
-    def __init__(self, ownership: Ownership) -> None:
-        """Find the experiments of sealed runs through *ownership*."""
+    def __init__(self, ownership: Ownership, environments: Environments, now: Callable[[], float]) -> None:
+        """Find the experiments of sealed runs through *ownership*; *now* ends the seals of approvals that expire."""
         self._ownership = ownership
-        self._seals: dict[tuple[str, str, str], Seal] = {}
+        self._environments = {item.name: item for item in environments.all}
+        self._now = now
+        self._seals: dict[_Key, Seal] = {}
+        """By registry, model, standing, and the environment or the approval."""
+        self._index: dict[_Place, set[_Key]] = {}
+        """The seals of ``("model", registry, name)``, and those that hold ``("behind", registry, identifier)``."""
         self._writing: Counter[tuple[str, str]] = Counter()
 
-    def load(self, live: Iterable[tuple[str, str, LivePeriod]], guarded: Mapping[str, bool]) -> None:
-        """Begin with what is *live* by record; *guarded* says which environments have rules."""
-        for registry, model, period in live:
-            if guarded.get(period.environment):
-                self.add(registry, model, period)
+    def load(self, live: Iterable[tuple[str, str, LivePeriod]], signed: Iterable[Signed]) -> None:
+        """Begin with what is *live* and *signed* by record."""
+        self.apply(MadeLive(*item) for item in live)
+        self.apply(signed)
 
-    def add(self, registry: str, model: str, period: LivePeriod) -> None:
-        """Seal what stands behind a version that became live; what was live there before is free."""
-        seal = Seal(registry, model, period.environment, period.version, frozenset(period.behind))
-        self._seals[registry, model, period.environment] = seal
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Follow what became or ceased to be approved or live."""
+        for effect in effects:
+            match effect:
+                case MadeLive(registry, model, period):
+                    self.settle(registry, model)
+                    self._add_live(registry, model, period)
+                case TakenDown(registry, model, environments):
+                    self.settle(registry, model)
+                    self._drop(
+                        key
+                        for key in self._of_model(registry, model)
+                        if key[2] is Standing.LIVE and (not environments or key[3] in environments)
+                    )
+                case Signed():
+                    self._add_approved(effect)
+                case Revoked(approval_id):
+                    self._drop(key for key in self._seals if key[2:] == (Standing.APPROVED, approval_id))
+                case Deleted(registry, model, version):
+                    keys = self._of_model(registry, model)
+                    self._drop(key for key in keys if version in ("", self._seals[key].version))
+                case Renamed(registry, model, new_name):
+                    for key in self._of_model(registry, model):
+                        seal = self._take(key)
+                        self._put((registry, new_name, *key[2:]), dataclasses.replace(seal, model=new_name))
+
+    def _add_live(self, registry: str, model: str, period: LivePeriod) -> None:
+        environment = self._environments.get(period.environment)
+        if environment is not None and environment.seals:
+            seal = Seal(registry, model, environment, period.version, frozenset(period.behind), Standing.LIVE)
+            self._put((registry, model, Standing.LIVE, environment.name), seal)
+
+    def _add_approved(self, signed: Signed) -> None:
+        approval = signed.approval
+        environment = self._environments.get(approval.environment)
+        if environment is None or environment.sealing is not Sealing.APPROVED or approval.decision != "approve":
+            return
+        behind = frozenset(signed.behind)
+        key = (signed.registry, signed.model, Standing.APPROVED, approval.id)
+        self._put(
+            key,
+            Seal(
+                registry=signed.registry,
+                model=signed.model,
+                environment=environment,
+                version=signed.version,
+                behind=behind,
+                standing=Standing.APPROVED,
+                expires=approval.expires,
+            ),
+        )
 
     @contextlib.contextmanager
     def provisional(
@@ -63,26 +141,28 @@ class Seals:
     ) -> Iterator[None]:
         """Seal what is being judged, so that what is judged is what becomes live; kept if the outcome is unknown.
 
+        The caller holds the model's lock.
+
         Raises:
             Busy: something behind it is being written just now. Nothing was forwarded; try again.
         """
         if not environment.seals:
             yield
             return
-        if any(self._writing.get((registry, identifier)) for identifier in behind):
+        if any(self._writing.get((registry, identifier.lower())) for identifier in behind):
             message = "Something behind the version is being written just now; nothing was changed. Try again."
             raise Busy(message)
-        key = (registry, model, f"{environment.name} (being judged)")
-        self._seals[key] = Seal(registry, model, environment.name, version, behind, judged=True)
+        key = (registry, model, Standing.JUDGED, environment.name)
+        self._put(key, Seal(registry, model, environment, version, behind, Standing.JUDGED))
         try:
             yield
         except OutcomeUnknown:
             raise  # it may be live: the reconciler's proof replaces the seal
         except BaseException:
-            self._seals.pop(key, None)
+            self._drop([key])
             raise
         else:
-            self._seals.pop(key, None)
+            self._drop([key])
 
     @contextlib.contextmanager
     def writing(self, backend: Backend, call: Call) -> Iterator[None]:
@@ -100,65 +180,109 @@ class Seals:
 
     def settle(self, registry: str, model: str) -> None:
         """Drop the provisional seals of *model*: what became of them is proved."""
-        for key in [key for key, seal in self._seals.items() if seal.judged and key[:2] == (registry, model)]:
-            del self._seals[key]
+        self._drop(key for key in self._of_model(registry, model) if key[2] is Standing.JUDGED)
 
-    def drop(self, registry: str, model: str, environments: Iterable[str]) -> None:
-        """Break the seals of *environments* (none: of the whole model)."""
-        names = set(environments)
-        for key in [key for key in self._seals if key[:2] == (registry, model) and (not names or key[2] in names)]:
-            del self._seals[key]
+    def _of_model(self, registry: str, model: str) -> list[_Key]:
+        return list(self._index.get(("model", registry, model), ()))
 
-    def rename(self, registry: str, model: str, new_name: str) -> None:
-        """Let the seals follow a model."""
-        for key in [key for key in self._seals if key[:2] == (registry, model)]:
-            seal = self._seals.pop(key)
-            self._seals[registry, new_name, key[2]] = Seal(
-                registry, new_name, seal.environment, seal.version, seal.behind
-            )
+    def _put(self, key: _Key, seal: Seal) -> None:
+        self._drop([key])
+        self._seals[key] = seal
+        for place in _places(key, seal):
+            self._index.setdefault(place, set()).add(key)
+
+    def _take(self, key: _Key) -> Seal:
+        seal = self._seals.pop(key)
+        for place in _places(key, seal):
+            self._index[place].discard(key)
+            if not self._index[place]:
+                del self._index[place]
+        return seal
+
+    def _drop(self, keys: Iterable[_Key]) -> None:
+        for key in list(keys):
+            if key in self._seals:
+                self._take(key)
+
+    def _in_force(self, keys: Iterable[_Key]) -> list[Seal]:
+        """List the seals that hold now; what is live is named before what is approved."""
+        now = self._now()
+        seals = [self._seals[key] for key in keys]
+        order = list(Standing)
+        return sorted(
+            (seal for seal in seals if seal.expires is None or seal.expires > now),
+            key=lambda seal: order.index(seal.standing),
+        )
 
     async def check(self, backend: Backend, call: Call) -> None:
         """Refuse a write to what is sealed.
 
         Raises:
-            Conflict: it stands behind a live version, which is named. Nothing was forwarded.
-            Busy: it stands behind a version that is being judged. Nothing was forwarded; try again.
+            Conflict: it belongs to an approved or live version, which is named. Nothing was forwarded.
+            Busy: it belongs to a version that is being judged. Nothing was forwarded; try again.
+            RegistryUnavailable: it cannot be told what is in an experiment. Nothing was forwarded.
         """
-        if not self._seals or call.name in _UNJUDGED:
+        if call.name in _RESTORES:
             return
         for identifier in written(call):
-            self._refuse(backend.name, identifier)
+            for seal in self._in_force(self._index.get(("behind", backend.name, identifier), ())):
+                if not _only_ends_run(call, seal.environment):
+                    seal.refuse("It stands behind")
+        self._check_version(backend.name, call)
         for need in call.needs:
             if need.action == "experiment:delete" and isinstance(need.resource, OfExperiment):
-                await self._refuse_experiment(backend, need.resource.experiment_id)
+                await self._check_experiment(backend, need.resource.experiment_id)
 
-    def _refuse(self, registry: str, identifier: str) -> None:
-        for seal in self._seals.values():
-            if seal.registry != registry or identifier not in seal.behind:
+    def _check_version(self, registry: str, call: Call) -> None:
+        """Refuse what would change the evidence that stands on the version itself."""
+        change = call.change
+        if not isinstance(change, TagSet | TagDelete | VersionUpdate) or not change.version:
+            return
+        for seal in self._in_force(self._of_model(registry, change.model)):
+            if seal.version != change.version:
                 continue
-            what = f"It stands behind version {seal.version} of {seal.model!r}, which is"
-            if seal.judged:
-                message = f"{what} being judged for {seal.environment!r}; nothing was forwarded. Try again."
-                raise Busy(message)
-            message = f"{what} live in {seal.environment!r}, and is sealed."
-            raise Conflict(message)
+            if isinstance(change, VersionUpdate):
+                if seal.environment.reads("description"):
+                    seal.refuse("The description is evidence of")
+            elif seal.environment.seals_tag(change.key):
+                seal.refuse(f"The tag {change.key[:100]!r} is evidence of")
 
-    async def _refuse_experiment(self, backend: Backend, experiment_id: str) -> None:
-        for seal in [seal for seal in self._seals.values() if seal.registry == backend.name]:
-            for identifier in seal.behind:
-                where = OfLoggedModel(identifier) if identifier.startswith("m-") else OfRun(identifier)
-                try:
-                    owner = await self._ownership.experiment_of(backend, where)
-                except GatewayError:
-                    continue
-                if owner == experiment_id:
-                    self._refuse(backend.name, identifier)
+    async def _check_experiment(self, backend: Backend, experiment_id: str) -> None:
+        for place in [place for place in self._index if place[:2] == ("behind", backend.name)]:
+            seals = self._in_force(self._index.get(place, ()))
+            if not seals:
+                continue
+            identifier = place[-1]
+            where = OfLoggedModel(identifier) if identifier.startswith("m-") else OfRun(identifier)
+            try:
+                owner = await self._ownership.experiment_of(backend, where)
+            except NotFound:
+                continue  # gone beside the gateway
+            if owner == experiment_id:
+                seals[0].refuse("A run or logged model in it stands behind")
+
+
+def _places(key: _Key, seal: Seal) -> list[_Place]:
+    registry, model = key[:2]
+    return [("model", registry, model), *(("behind", registry, identifier.lower()) for identifier in seal.behind)]
+
+
+def _only_ends_run(call: Call, environment: Environment) -> bool:
+    """Tell whether a call ends a run and rewrites nothing that rules read: a pipeline may promote inside its run.
+
+    A new name is a new tag ``mlflow.runName``.
+    """
+    if call.name != "updateRun" or call.request is None:
+        return False
+    message = call.request.message
+    rewrites = message.get("run_name") or ("status" in message and environment.reads("run", "status"))
+    return not rewrites
 
 
 def written(call: Call) -> list[str]:
-    """List the runs and logged models that a call writes to."""
+    """List the runs and logged models that a call writes to, in the spelling that a database may take for the same."""
     return [
-        _identifier(need.resource)
+        _identifier(need.resource).lower()
         for need in call.needs
         if need.action in _WRITES and isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact)
     ]

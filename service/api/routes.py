@@ -255,6 +255,8 @@ async def list_environments(
                 item.after,
                 [s.RuleBody(rule.name, rule.require.text, rule.because) for rule in item.rules],
                 item.rules_digest,
+                item.sealing.value,
+                list(item.sealed_tags),
             )
             for registry, item in governance.environments(caller)
         ]

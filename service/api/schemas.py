@@ -203,6 +203,8 @@ class EnvironmentBody(Struct):
     after: str | None
     rules: list[RuleBody]
     rules_digest: str
+    seal: Literal["approved", "live", "never"]
+    sealed_tags: list[str]
 
 
 class EnvironmentsBody(Struct):

@@ -18,6 +18,8 @@ from service.errors import RegistryRefused
 from service.model import Answer, Request
 
 _NAME_FILTER = re.compile(r"""^\s*name\s*=\s*(['"])(.*)\1\s*$""")
+_VERSION_FILTER = re.compile(r"""^\s*(name|run_id|source_path)\s*(=|LIKE)\s*(['"])(.*)\3\s*$""")
+_RUN_FILTER = re.compile(r"^\s*source_run_id\s*=\s*'(.*)'\s*$")
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 Document = dict[str, Any]
 
@@ -30,6 +32,7 @@ class MemoryTransport:
         self.models: dict[str, Document] = {}
         self.experiments: dict[str, Document] = {"0": {"experiment_id": "0", "name": "Default"}}
         self.runs: dict[str, Document] = {}
+        self.logged_models: dict[str, Document] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         """MLmodel files by (model, version)."""
         self.artifacts: dict[str, bytes] = {}
@@ -156,7 +159,8 @@ class MemoryTransport:
     @staticmethod
     def _version_native(model: Document, version: Document) -> Document:
         aliases = sorted(alias for alias, number in model["aliases"].items() if number == version["version"])
-        return {**version, "tags": _tag_list(version["tags"]), "aliases": aliases}
+        native = {key: value for key, value in version.items() if key != "storage"}
+        return {**native, "tags": _tag_list(version["tags"]), "aliases": aliases}
 
     def _answer(self, m: Document) -> Document:
         return {"model_version": self._version_native(self._model(m["name"]), self._version(m))}
@@ -178,7 +182,15 @@ class MemoryTransport:
             "status": "READY",
             "tags": _tags(m),
         }
+        if m["source"].startswith("models:/"):
+            model["versions"][number]["storage"] = self._storage(m["source"])
         return self._answer({"name": m["name"], "version": number})
+
+    def _storage(self, source: str) -> str:
+        name, _, version = source.removeprefix("models:/").rpartition("/")
+        if name:
+            return str(self._getModelVersionDownloadUri({"name": name, "version": version})["artifact_uri"])
+        return str(self._getLoggedModel({"model_id": version})["model"]["info"]["artifact_uri"])
 
     def _updateModelVersion(self, m: Document) -> Document:  # noqa: N802
         self._version(m)["description"] = m.get("description", "")
@@ -205,15 +217,17 @@ class MemoryTransport:
         return self._answer(m)
 
     def _getModelVersionDownloadUri(self, m: Document) -> Document:  # noqa: N802
-        return {"artifact_uri": self._version(m)["source"]}
+        """As MLflow: a ``models:`` source is followed when the version is made."""
+        version = self._version(m)
+        return {"artifact_uri": version.get("storage") or version["source"]}
 
     def _searchModelVersions(self, m: Document) -> Document:  # noqa: N802
-        match = _NAME_FILTER.match(m.get("filter", ""))
+        match = _VERSION_FILTER.match(m.get("filter", ""))
         rows = [
             self._version_native(model, version)
-            for name, model in sorted(self.models.items())
-            if match is None or name == match[2]
+            for _, model in sorted(self.models.items())
             for version in sorted(model["versions"].values(), key=lambda item: -int(item["version"]))
+            if match is None or _fits(version, match)
         ]
         return _page(rows, m, "model_versions", 10_000)
 
@@ -311,14 +325,60 @@ class MemoryTransport:
         self._run(m)["data"]["tags"][m["key"]] = m.get("value", "")
         return {}
 
+    def _searchRuns(self, m: Document) -> Document:  # noqa: N802
+        here = [run for run in self.runs.values() if run["info"]["experiment_id"] in m["experiment_ids"]]
+        return _page(here, m, "runs", 1000)
+
+    def _deleteExperiment(self, m: Document) -> Document:  # noqa: N802
+        self._getExperiment(m)["experiment"]["lifecycle_stage"] = "deleted"
+        return {}
+
+    def _deleteRun(self, m: Document) -> Document:  # noqa: N802
+        self._run(m)["info"]["lifecycle_stage"] = "deleted"
+        return {}
+
+    def _createLoggedModel(self, m: Document) -> Document:  # noqa: N802
+        identifier = f"m-{uuid.uuid4().hex}"
+        info = {
+            "model_id": identifier,
+            "experiment_id": m["experiment_id"],
+            "name": m.get("name", ""),
+            "artifact_uri": f"mlflow-artifacts:/{m['experiment_id']}/models/{identifier}/artifacts",
+            "source_run_id": m.get("source_run_id", ""),
+        }
+        self.logged_models[identifier] = {"info": info}
+        return {"model": self.logged_models[identifier]}
+
+    def _getLoggedModel(self, m: Document) -> Document:  # noqa: N802
+        if m["model_id"] not in self.logged_models:
+            raise _absent("Logged model", m["model_id"])
+        return {"model": self.logged_models[m["model_id"]]}
+
+    def _deleteLoggedModel(self, m: Document) -> Document:  # noqa: N802
+        self._getLoggedModel(m)
+        del self.logged_models[m["model_id"]]
+        return {}
+
     def _searchLoggedModels(self, m: Document) -> Document:  # noqa: N802
-        del m
-        return {"models": []}  # none is ever logged here
+        match = _RUN_FILTER.match(m.get("filter", ""))
+        rows = [
+            item
+            for item in self.logged_models.values()
+            if item["info"]["experiment_id"] in m["experiment_ids"]
+            and (match is None or item["info"]["source_run_id"] == match[1])
+        ]
+        return _page(rows, m, "models", 100)
 
     def _updateRun(self, m: Document) -> Document:  # noqa: N802
         info = self._run(m)["info"]
         info["status"] = m.get("status", info["status"])
         return {"run_info": info}
+
+
+def _fits(version: Document, match: re.Match[str]) -> bool:
+    found = version["source" if match[1] == "source_path" else match[1]]
+    pattern = ".*".join(re.escape(part) for part in match[4].split("%")) if match[2] == "LIKE" else re.escape(match[4])
+    return re.fullmatch(pattern, found) is not None
 
 
 def _absent(what: str, name: str) -> RegistryRefused:

@@ -22,6 +22,8 @@ _REGISTRY = "ModelRegistryService"
 _TRACKING = "MlflowService"
 _MAX_MLMODEL_BYTES = 1 << 20
 _MODEL_ID = re.compile(r"m-[A-Za-z0-9]{1,64}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9-]{1,80}")
+_PAGE = 10_000
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
 
 
@@ -115,6 +117,50 @@ class MlflowBackend:
         )
         return [_version(item) for item in answer.get("model_versions", ()) if item["name"] == model]
 
+    async def versions_naming(self, identifier: str) -> list[ModelVersion]:
+        """List every version whose run is *identifier* or whose source has it in it."""
+        if not _IDENTIFIER.fullmatch(identifier):  # it stands in a filter
+            return []
+        by_run, by_source = await asyncio.gather(
+            self._search_versions(f"run_id = '{identifier}'"),
+            self._search_versions(f"source_path LIKE '%{identifier}%'"),
+        )
+        return list({(item.model, item.version): item for item in (*by_run, *by_source)}.values())
+
+    async def all_versions(self, source_prefix: str = "") -> list[ModelVersion]:
+        """List every version whose source begins with *source_prefix*."""
+        return await self._search_versions(f"source_path LIKE '{source_prefix}%'" if source_prefix else "")
+
+    async def contents(self, experiment_id: str, limit: int) -> list[str] | None:
+        """List the identifiers of an experiment's runs and logged models; None if there are more than *limit*."""
+        found: list[str] = []
+        for rpc, path, field, identifier, more in (
+            ("searchRuns", "runs/search", "runs", "run_id", {"run_view_type": "ALL", "max_results": 1000}),
+            ("searchLoggedModels", "logged-models/search", "models", "model_id", {"max_results": 100}),
+        ):
+            message: dict[str, Any] = {"experiment_ids": [experiment_id], **more}
+            while True:
+                answer = await self._get(_TRACKING, rpc, path, method="POST", **message)
+                found += [item["info"][identifier] for item in answer.get(field, ())]
+                if len(found) > limit:
+                    return None
+                if not answer.get("next_page_token"):
+                    break
+                message["page_token"] = answer["next_page_token"]
+        return found
+
+    async def _search_versions(self, text: str) -> list[ModelVersion]:
+        found: list[ModelVersion] = []
+        more: dict[str, str] = {}
+        while True:
+            answer = await self._get(
+                _REGISTRY, "searchModelVersions", "model-versions/search", filter=text, max_results=_PAGE, **more
+            )
+            found += [_version(item) for item in answer.get("model_versions", ())]
+            if not answer.get("next_page_token"):
+                return found
+            more = {"page_token": str(answer["next_page_token"])}
+
     async def set_alias(self, model: str, alias: str, version: str) -> None:
         """Set an alias."""
         await self._write(
@@ -172,12 +218,18 @@ class MlflowBackend:
 
     @_reads
     async def models_of_run(self, run_id: str, experiment_id: str) -> list[LoggedModel]:
-        """List the logged models that a run made, at most 100."""
+        """List the logged models that a run made."""
         if not run_id.isalnum():
             return []
+        found: list[LoggedModel] = []
         message = {"experiment_ids": [experiment_id], "filter": f"source_run_id = '{run_id}'", "max_results": 100}
-        request = Request(f"{_TRACKING}.searchLoggedModels", "POST", f"{_API}/logged-models/search", message)
-        return [_logged_model(item["info"]) for item in (await self._send(request, writes=False)).get("models", ())]
+        while True:
+            request = Request(f"{_TRACKING}.searchLoggedModels", "POST", f"{_API}/logged-models/search", message)
+            answer = await self._send(request, writes=False)
+            found += [_logged_model(item["info"]) for item in answer.get("models", ())]
+            if not answer.get("next_page_token"):
+                return found
+            message = {**message, "page_token": str(answer["next_page_token"])}
 
     @_reads
     async def trace_experiments(self, trace_ids: Collection[str]) -> Mapping[str, str]:

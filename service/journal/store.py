@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import Event, OpenOperation, canonical_json
 from service.effects import (
+    Deleted,
     Effect,
     MadeLive,
     Opened,
@@ -253,16 +254,15 @@ class SqlJournal:
             .where(c.registry == registry, c.model == model, c.binding == binding)
             .order_by(c.number)
         )
+        return [_approval(row) for row in rows]
+
+    async def signed(self) -> list[Signed]:
+        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first."""
+        c = t.approvals.c
+        query = select(t.approvals).where(c.revoked_at.is_(None), c.deleted_at.is_(None), c.version.is_not(None))
         return [
-            Approval(
-                **{
-                    **row.body,
-                    "persons": tuple(row.body["persons"]),
-                    "groups": tuple(row.body["groups"]),
-                    "revoked": row.revoked_at is not None,
-                }
-            )
-            for row in rows
+            Signed(row.registry, row.model, row.binding, _approval(row), row.version, tuple(row.behind))
+            for row in await self._rows(query.order_by(c.number))
         ]
 
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
@@ -277,6 +277,12 @@ class SqlJournal:
         """List what is live everywhere by record: registry, model, period."""
         rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
         return [(row.registry, row.model, _period(row)) for row in rows]
+
+
+def _approval(row: Any) -> Approval:
+    body = row.body
+    groups, persons = tuple(body["groups"]), tuple(body["persons"])
+    return Approval(**{**body, "groups": groups, "persons": persons, "revoked": row.revoked_at is not None})
 
 
 def _period(row: Any) -> LivePeriod:
@@ -395,7 +401,15 @@ def _apply(connection: Connection, effect: Effect) -> None:
         case Posted():
             _insert_body(connection, t.evidence, effect, effect.evidence)
         case Signed():
-            _insert_body(connection, t.approvals, effect, effect.approval)
+            more = {"version": effect.version, "behind": effect.behind}
+            _insert_body(connection, t.approvals, effect, effect.approval, **more)
+        case Deleted():
+            c = t.approvals.c
+            query = update(t.approvals).where(c.registry == effect.registry, c.model == effect.model)
+            query = query.where(c.deleted_at.is_(None))
+            if effect.version:
+                query = query.where(c.version == effect.version)
+            connection.execute(query.values(deleted_at=effect.at))
         case Withdrawn():
             connection.execute(delete(t.evidence).where(t.evidence.c.id == effect.evidence_id))
         case Revoked():
@@ -404,7 +418,9 @@ def _apply(connection: Connection, effect: Effect) -> None:
             )
 
 
-def _insert_body(connection: Connection, table: Any, effect: Posted | Signed, body: Evidence | Approval) -> None:
+def _insert_body(
+    connection: Connection, table: Any, effect: Posted | Signed, body: Evidence | Approval, **more: Any
+) -> None:
     connection.execute(
         insert(table),
         {
@@ -413,6 +429,7 @@ def _insert_body(connection: Connection, table: Any, effect: Posted | Signed, bo
             "model": effect.model,
             "binding": effect.binding,
             "body": dataclasses.asdict(body),
+            **more,
         },
     )
 

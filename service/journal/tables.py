@@ -95,6 +95,9 @@ approvals = Table(
     Column("binding", String(64), nullable=False),
     Column("body", JSON, nullable=False),
     Column("revoked_at", Float),
+    Column("version", String(20)),
+    Column("behind", JSON),
+    Column("deleted_at", Float),
     Index("approvals_binding", "registry", "model", "binding"),
 )
 

@@ -13,7 +13,7 @@ from service.errors import InvalidRequest
 from service.files import YamlFile
 from service.promotion.expression import ExpressionError
 from service.promotion.facts import LANGUAGE
-from service.promotion.gate import Environment, Mark, Rule
+from service.promotion.gate import Environment, Mark, Rule, Sealing
 from service.records import Capabilities
 from service.strict import check_alias
 
@@ -37,6 +37,8 @@ class _Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[_Rule, ...]
     where: _Where = _Where()
     after: str | None = None
+    seal: str | None = None
+    sealed_tags: tuple[str, ...] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,8 +50,8 @@ def load_environments(path: Path, registries: Mapping[str, Capabilities]) -> tup
 
     Raises:
         BadConfiguration: unknown keys, names or facts, an expression that is not CEL or not boolean, an
-            environment without ``rules:``, two with the same mark, a cycle in ``after``, or marks the registry
-            cannot hold. The message names file and line.
+            environment without ``rules:``, two with the same mark, a cycle in ``after``, marks the registry cannot
+            hold, or tags to seal where nothing is sealed. The message names file and line.
     """
     file = YamlFile(path)
     data = file.convert(_File)
@@ -80,7 +82,24 @@ def _environment(name: str, raw: _Environment, file: YamlFile, registries: Mappi
         if any(rule.name == other.name for other in rules):
             raise file.error(f"two rules are named {rule.name!r}", *where, "name")
         rules.append(_rule(rule, file, where))
-    return Environment(name, raw.where.registry, raw.where.models, marks, raw.after, tuple(rules))
+    try:
+        seal = None if raw.seal is None else Sealing(raw.seal)
+    except ValueError:
+        known = ", ".join(item.value for item in Sealing)
+        raise file.error(f"seal: {raw.seal!r} is none of {known}", *at, "seal") from None
+    loaded = Environment(
+        name, raw.where.registry, raw.where.models, marks, raw.after, tuple(rules), seal, raw.sealed_tags
+    )
+    _check_sealed_tags(loaded, file, at)
+    return loaded
+
+
+def _check_sealed_tags(environment: Environment, file: YamlFile, at: tuple[Any, ...]) -> None:
+    if environment.listed_tags and environment.sealing is Sealing.NEVER:
+        raise file.error("sealed_tags: nothing is sealed here; say seal: approved or seal: live", *at, "sealed_tags")
+    for index, item in enumerate(environment.listed_tags):
+        if not item.strip() or "*" in item[:-1]:
+            raise file.error("sealed_tags: a tag's key, or a prefix that ends in *", *at, "sealed_tags", index)
 
 
 def _check_capabilities(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from service.model import Finding, Verdict
@@ -15,6 +17,7 @@ from service.promotion.expression import Expression, Path, resolve
 from service.promotion.facts import Facts, Source, sources_of
 
 _MAX_FACT_CHARACTERS = 200
+_VERSIONS = ("candidate", "incumbent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,14 @@ class Mark:
     value: str
 
 
+class Sealing(Enum):
+    """From when on what stands behind a version is sealed; always until it is neither approved nor live."""
+
+    APPROVED = "approved"
+    LIVE = "live"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """One environment of the models it covers, how it is marked, and what guards it."""
@@ -47,6 +58,10 @@ class Environment:
     """The first one says what is live."""
     after: str | None
     rules: tuple[Rule, ...]
+    seal: Sealing | None = None
+    """None: `Sealing.APPROVED` wherever something is asked of a version, else `Sealing.NEVER`."""
+    listed_tags: tuple[str, ...] = ()
+    """Keys of a version's tags that are evidence although no rule reads them: exact, or a prefix followed by ``*``."""
 
     def covers(self, registry: str, model: str) -> bool:
         """Tell whether *model* of *registry* has this environment."""
@@ -59,9 +74,44 @@ class Environment:
         return any(mark.kind == kind and mark.value == value for mark in self.marks)
 
     @property
+    def sealing(self) -> Sealing:
+        """Return from when on what stands behind a version must not be rewritten."""
+        if self.seal is not None:
+            return self.seal
+        return Sealing.APPROVED if self.rules or self.after is not None else Sealing.NEVER
+
+    @property
     def seals(self) -> bool:
-        """Tell whether what is live here must not be rewritten: wherever something was asked of it."""
-        return bool(self.rules) or self.after is not None
+        """Tell whether anything is ever sealed here."""
+        return self.sealing is not Sealing.NEVER
+
+    @property
+    def sealed_tags(self) -> tuple[str, ...]:
+        """Return the keys of a version's tags that are evidence: those that rules read, and the listed ones.
+
+        A rule that names all tags (``'a' in candidate.tags``) makes it ``*``.
+        """
+        read = (
+            str(path[2]) if len(path) > 2 else "*"
+            for path in self._paths()
+            if path[0] in _VERSIONS and path[1:2] == ("tags",)
+        )
+        return tuple(dict.fromkeys([*read, *self.listed_tags]))
+
+    def seals_tag(self, key: str) -> bool:
+        """Tell whether *key* is evidence, in any spelling that a database could take for the same key."""
+        folded = _fold(key)
+        return any(
+            folded.startswith(_fold(item[:-1])) if item.endswith("*") else folded == _fold(item)
+            for item in self.sealed_tags
+        )
+
+    def reads(self, *field: str) -> bool:
+        """Tell whether a rule names *field* of the candidate or of what is live."""
+        return any(path[0] in _VERSIONS and path[1:] == field for path in self._paths())
+
+    def _paths(self) -> Iterator[Path]:
+        return (path for rule in self.rules for path in rule.require.paths)
 
     @property
     def rules_digest(self) -> str:
@@ -71,13 +121,13 @@ class Environment:
 
     def sources(self, side: str) -> frozenset[Source]:
         """Return what must be fetched about *side* to judge."""
-        found = sources_of((path for rule in self.rules for path in rule.require.paths), side)
+        found = sources_of(self._paths(), side)
         needs_record = side == "candidate" and (self.after is not None or self.names("approvals"))
         return found | {Source.RECORD} if needs_record else found
 
     def names(self, variable: str) -> bool:
         """Tell whether any rule names *variable*."""
-        return any(path[0] == variable for rule in self.rules for path in rule.require.paths)
+        return any(path[0] == variable for path in self._paths())
 
     def judge(self, facts: Facts, registry: str) -> Verdict:
         """Judge *facts*: every finding, not the first failure. A rule that cannot be evaluated fails."""
@@ -100,6 +150,11 @@ class Environment:
             for item in facts.in_force(self.name, digest)
             if item.decision == "reject"
         ]
+
+
+def _fold(key: str) -> str:
+    """Give one form to keys that a case-insensitive or padding database takes for one."""
+    return unicodedata.normalize("NFKC", key).casefold().rstrip()
 
 
 def _ready(document: Mapping[str, Any]) -> Finding:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from service.authorization import Snapshot
 from service.model import Principal
 from tests.api.test_promotion import alias_of, promote, register, satisfy
 from tests.client import V1, Client
+from tests.conftest import ROOT
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+def environments(directory: Path, *rules: str, **changes: object) -> str:
+    """The demo environments; production has *changes* and *rules* more."""
+    document = yaml.safe_load((ROOT / "policies/environments.yaml").read_text())
+    production = document["environments"]["production"]
+    production.update(changes)
+    production["rules"] += [{"name": f"more-{index}", "require": rule} for index, rule in enumerate(rules)]
+    path = directory / "sealing.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return str(path)
 
 
 def run_of(it, version="1", model="iris"):
@@ -82,8 +96,8 @@ async def test_a_source_that_mlflow_reads_otherwise_is_refused(running, source):
         assert (await client.rpc("POST", "model-versions/create", name="iris", source=source)).status == 400
 
 
-async def test_files_changed_after_the_approval_make_it_stale(running):
-    async with running() as it:
+async def test_files_changed_after_the_approval_make_it_stale(running, tmp_path):
+    async with running(environments=environments(tmp_path, seal="live")) as it:
         client = Client(it.application.asgi)
         version = await register(it, client)
         scientist = client.be("user:scientist")
@@ -97,8 +111,8 @@ async def test_files_changed_after_the_approval_make_it_stale(running):
         assert unmet == {"validated", "four-eyes"}
 
 
-async def test_what_stands_behind_a_live_version_is_sealed(running):
-    async with running() as it:
+async def test_what_stands_behind_a_live_version_is_sealed(running, tmp_path):
+    async with running(environments=environments(tmp_path, seal="live")) as it:
         client = Client(it.application.asgi)
         version = await register(it, client)
         await satisfy(client, version)
@@ -244,7 +258,6 @@ async def test_audit_rights_are_asked_of_each_registry(running, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text("p, user:viewer, b, audit, audit:read, allow\np, user:admin, *, *, *, allow\n")
     registries = {name: {"kind": "mlflow", "url": "http://127.0.0.1:1"} for name in ("a", "b")}
-    from tests.conftest import ROOT
 
     access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
     environments = tmp_path / "e.yaml"
@@ -268,7 +281,6 @@ async def test_an_upload_may_not_be_encoded(running):
 
 
 async def test_a_comment_in_the_policy_hides_no_row(tmp_path):
-    from tests.conftest import ROOT
 
     rows = tmp_path / "rows.csv"
     rows.write_text(
@@ -279,7 +291,6 @@ async def test_a_comment_in_the_policy_hides_no_row(tmp_path):
 
 
 async def test_search_shows_only_what_may_be_read_in_full_pages(running, tmp_path):
-    from tests.conftest import ROOT
 
     rows = tmp_path / "rows.csv"
     rows.write_text("p, user:viewer, *, models/open-*, model:read, allow\np, user:admin, *, *, *, allow\n")
@@ -374,7 +385,6 @@ async def test_a_no_outlives_a_changed_file(running):
 
 
 async def test_a_deny_row_on_a_mark_counts_on_every_route(running, tmp_path):
-    from tests.conftest import ROOT
 
     rows = tmp_path / "rows.csv"
     rows.write_text(
@@ -424,9 +434,9 @@ async def test_if_match_of_anything_needs_something(running):
         assert (await promote(client, version, headers=[("if-match", "*")])).status == 200
 
 
-async def test_a_write_to_what_is_being_judged_waits(running):
+async def test_a_write_to_what_is_being_judged_waits(running, tmp_path):
     """MLflow's client tries again on 503: a training run outlives a promotion that looks at it."""
-    async with running() as it:
+    async with running(environments=environments(tmp_path, seal="live")) as it:
         client = Client(it.application.asgi)
         version = await register(it, client)
         await satisfy(client, version)

@@ -74,7 +74,8 @@ async def tables(it):
             found = await backend.get_version(model, number)
             made.append((model, number, await journal.creation("main", model, found.binding) is not None))
     seals = sorted(
-        (seal.model, seal.environment, seal.version) for seal in it.application.gateway.seals._seals.values()
+        (seal.model, seal.environment.name, seal.version, seal.standing.value)
+        for seal in it.application.gateway.seals._seals.values()
     )
     return periods, made, seals
 

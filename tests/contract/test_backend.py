@@ -161,5 +161,59 @@ async def test_a_version_without_files_has_no_mlmodel(backend):
     assert await backend.get_mlmodel(name, "1") is None
 
 
+async def new_run(backend):
+    made = await rpc(backend, TRACKING, "createRun", "POST", "runs/create", experiment_id="0", start_time=1)
+    return made["run"]["info"]["run_id"]
+
+
+async def new_logged_model(backend, experiment_id="0", **more):
+    message = {"experiment_id": experiment_id, "name": "net", **more}
+    made = await rpc(backend, TRACKING, "createLoggedModel", "POST", "logged-models", **message)
+    return made["model"]["info"]["model_id"]
+
+
+async def new_version(backend, source, **more):
+    name = f"m {uuid.uuid4().hex[:8]}"
+    await rpc(backend, REGISTRY, "createRegisteredModel", "POST", "registered-models/create", name=name)
+    message = {"name": name, "source": source, **more}
+    await rpc(backend, REGISTRY, "createModelVersion", "POST", "model-versions/create", **message)
+    return name
+
+
+async def test_versions_are_found_by_their_run_and_by_their_source(backend, monkeypatch):
+    monkeypatch.setattr("service.backends.mlflow._PAGE", 1)  # every page is read
+    run = await new_run(backend)
+    model, lone = await new_logged_model(backend, source_run_id=run), await new_logged_model(backend)
+    by_run = await new_version(backend, f"runs:/{run}/model", run_id=run)
+    by_model = await new_version(backend, f"models:/{model}", run_id=run, model_id=model)
+    by_source = await new_version(backend, f"models:/{lone}", model_id=lone)
+    await create(backend)  # of another run
+    assert {item.model for item in await backend.versions_naming(run)} == {by_run, by_model}
+    assert [item.model for item in await backend.versions_naming(model)] == [by_model]
+    assert [item.model for item in await backend.versions_naming(lone)] == [by_source]
+    assert await backend.versions_naming(uuid.uuid4().hex) == []
+    assert await backend.versions_naming("x' OR name != '") == []
+    copy = await new_version(backend, f"models:/{by_source}/1")
+    copied = {item.model: item for item in await backend.all_versions("models:/")}
+    assert {copy, by_model, by_source} <= set(copied)
+    assert by_run not in copied
+    assert (copied[copy].source, copied[copy].run_id) == (f"models:/{by_source}/1", "")
+    assert await backend.download_uri(copy, "1") == f"mlflow-artifacts:/0/models/{lone}/artifacts"
+    assert {by_run, by_source, by_model, copy} <= {item.model for item in await backend.all_versions()}
+
+
+async def test_an_experiments_contents(backend):
+    name = f"e {uuid.uuid4().hex[:8]}"
+    made = await rpc(backend, TRACKING, "createExperiment", "POST", "experiments/create", name=name)
+    experiment_id = made["experiment_id"]
+    assert await backend.contents(experiment_id, 2) == []
+    run = await rpc(backend, TRACKING, "createRun", "POST", "runs/create", experiment_id=experiment_id, start_time=1)
+    run_id = run["run"]["info"]["run_id"]
+    models = [await new_logged_model(backend, experiment_id, source_run_id=run_id) for _ in range(2)]
+    assert sorted(await backend.contents(experiment_id, 3)) == sorted([run_id, *models])
+    assert await backend.contents(experiment_id, 2) is None
+    assert sorted(item.model_id for item in await backend.models_of_run(run_id, experiment_id)) == sorted(models)
+
+
 async def test_it_answers_a_ping(backend):
     await backend.ping()

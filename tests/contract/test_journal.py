@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from service.audit import Operation, Trail
-from service.effects import Settled
-from service.errors import JournalUnavailable
+from service.effects import Deleted, Renamed, Revoked, Settled, Signed
+from service.errors import BadConfiguration, JournalUnavailable
 from service.journal import schema
 from service.journal.store import SqlJournal
 from service.journal.verify import verify
 from service.model import Call, Need, Principal
+from service.records import Approval
 
 
 @pytest.fixture
@@ -94,6 +98,52 @@ async def test_a_deleted_journal_is_unavailable_not_made_anew(journal):
     assert not journal.path.exists()
     journal.path.with_suffix(".gone").rename(journal.path)
     await journal.ping()
+
+
+def signed(name, version="1", model="iris", **more) -> Signed:
+    approval = Approval(name, "production", "approve", "user:lead", ("user:lead",), (), "", 1.0, None, "r", **more)
+    return Signed("main", model, f"binding of {version}", approval, version, ("m-1", "run"))
+
+
+async def test_what_was_signed_is_listed_until_it_is_taken_back_or_its_version_deleted(journal):
+    made = [signed("a"), signed("b"), signed("c", "2"), signed("d", "1", "lily"), signed("e", "1", "rose")]
+    await journal.append([], made)
+    assert await journal.signed() == made
+    await journal.append([], [Revoked("a", 2.0), Deleted("main", "iris", "2", 2.0), Deleted("main", "lily", "", 2.0)])
+    assert await journal.signed() == [made[1], made[4]]
+    await journal.append([], [Renamed("main", "iris", "lily"), signed("f", "2", "iris")])
+    found = [(item.model, item.version, item.approval.id) for item in await journal.signed()]
+    assert found == [("lily", "1", "b"), ("rose", "1", "e"), ("iris", "2", "f")]
+    assert [item.id for item in await journal.approvals("main", "lily", "binding of 1")] == ["a", "b", "d"]
+
+
+async def test_a_journal_of_the_first_schema_is_upgraded_with_what_it_holds(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    url, path = f"sqlite:///{tmp_path / 'old.db'}", tmp_path / "old.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    config.set_main_option("sqlalchemy.url", url)
+    command.upgrade(config, "0001")
+    body = dataclasses.asdict(signed("old").approval)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO approvals (id, registry, model, binding, body) VALUES ('old', 'main', 'iris', 'b', ?)",
+            (json.dumps(body),),
+        )
+    connection.close()
+    with pytest.raises(BadConfiguration, match=r"'0001'.*journal upgrade"):
+        schema.check(url)
+    schema.upgrade(url)
+    schema.check(url)
+    journal = SqlJournal(url)
+    await journal.start()
+    assert [item.id for item in await journal.approvals("main", "iris", "b")] == ["old"]
+    assert await journal.signed() == []  # what stood behind it was not kept
+    await journal.append([], [Renamed("main", "iris", "lily"), Deleted("main", "lily", "", 2.0), signed("new")])
+    assert [item.approval.id for item in await journal.signed()] == ["new"]
+    await journal.close()
 
 
 async def test_the_schema_is_what_the_tables_say(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import BadConfiguration
 from service.promotion.environments import Environments, load_environments
-from service.promotion.gate import Environment, Mark
+from service.promotion.gate import Environment, Mark, Sealing
 from service.records import Capabilities
 
 MLFLOW = Capabilities(aliases=True, stages=True, tags=True)
@@ -189,3 +189,51 @@ def test_the_shipped_file_loads() -> None:
     loaded = load_environments(path, {"main": MLFLOW})
     assert [item.name for item in loaded] == ["staging", "production"]
     assert loaded[1].names("approvals")
+
+
+@pytest.mark.parametrize(
+    ("staging", "production", "expected"),
+    [
+        ("", "", (Sealing.NEVER, Sealing.APPROVED)),
+        ("    seal: live\n", "    seal: never\n", (Sealing.LIVE, Sealing.NEVER)),
+        ("    seal: approved\n", "    seal: live\n", (Sealing.APPROVED, Sealing.LIVE)),
+    ],
+)
+def test_sealing_is_by_default_where_something_is_asked(load: Load, staging: str, production: str, expected) -> None:
+    found = load(STAGING + staging + PRODUCTION.replace("    after: staging\n", f"    after: staging\n{production}"))
+    assert tuple(item.sealing for item in found) == expected
+    assert tuple(item.seals for item in found) == tuple(item is not Sealing.NEVER for item in expected)
+
+
+def test_what_only_stands_after_another_is_sealed_too(load: Load) -> None:
+    text = BOTH[: BOTH.index("    rules:\n      - name: floor")] + "    rules: []\n"
+    assert load(text)[1].sealing is Sealing.APPROVED
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "says"),
+    [
+        ("    seal: always\n", 14, "seal: 'always' is none of approved, live, never"),
+        ("    seal: true\n", 14, "seal"),
+        ("    sealed_tags: [a, 'b*c']\n", 14, "sealed_tags: a tag's key, or a prefix that ends in *"),
+        ("    sealed_tags: [' ']\n", 14, "sealed_tags: a tag's key, or a prefix that ends in *"),
+        ("    sealed_tags: a\n", 14, "sealed_tags"),
+        ("    sealed_tags: [1]\n", 14, "sealed_tags"),
+        ("    seal: never\n    sealed_tags: [a]\n", 15, "nothing is sealed here"),
+    ],
+)
+def test_a_wrong_seal_is_refused_with_its_line(load: Load, more: str, line: int, says: str) -> None:
+    with pytest.raises(BadConfiguration, match=re.escape(says)) as raised:
+        load(BOTH + more)
+    assert f"environments.yaml:{line}:" in raised.value.detail
+
+
+def test_tags_may_not_be_listed_where_nothing_is_asked(load: Load) -> None:
+    with pytest.raises(BadConfiguration, match="nothing is sealed here"):
+        load(STAGING + "    sealed_tags: [a]\n")
+    assert load(STAGING + "    seal: live\n    sealed_tags: [a, 'b/*']\n")[0].sealed_tags == ("a", "b/*")
+
+
+def test_a_seal_does_not_change_what_approvals_are_bound_to(load: Load) -> None:
+    sealed = load(BOTH + "    seal: live\n    sealed_tags: [a]\n")
+    assert [item.rules_digest for item in sealed] == [item.rules_digest for item in load(BOTH)]
