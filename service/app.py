@@ -8,6 +8,7 @@ import ctypes
 import importlib.metadata
 import json
 import logging
+import secrets
 import signal
 import sys
 import uuid
@@ -48,12 +49,14 @@ from service.guard import Guard
 from service.journal.store import SqlJournal
 from service.model import Caller
 from service.ownership import Ownership
+from service.page_tokens import PageTokens
 from service.promoter import Promoter
 from service.promotion.environments import Environments, load_environments
 from service.promotion.gate import Environment
 from service.reconciler import Reconciler
 from service.records import Capabilities
 from service.seals import Seals
+from service.searching import Searches
 from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
 from service.spelling import Spelling
@@ -61,6 +64,7 @@ from service.tally import Tally
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
+_MIN_SECRET_BYTES = 32
 _OWN = ("/v1/", "/access/")
 _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
@@ -112,6 +116,7 @@ class Application:
             ownership=ownership,
             seals=seals,
             spelling=Spelling(),
+            searches=Searches(ownership, self.authorizer.scope, PageTokens(_secret(configuration))),
             tally=Tally(self.trail, settings.audit.sum_seconds),
             trail=self.trail,
             changes=self.changes,
@@ -359,6 +364,27 @@ def _backend(name: str, registry: Registry, configuration: Configuration) -> Bac
         workspace=registry.workspace,
     )
     return MlflowBackend(name, transport)
+
+
+def _secret(configuration: Configuration) -> bytes:
+    """Return what page tokens are signed with.
+
+    Raises:
+        BadConfiguration: the file is missing or shorter than 32 bytes.
+    """
+    file = configuration.settings.secret_file
+    if file is None:
+        return secrets.token_bytes(32)
+    path = configuration.path(file)
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        message = f"secret_file: {path}: {error.strerror}"
+        raise e.BadConfiguration(message) from None
+    if len(secret) < _MIN_SECRET_BYTES:
+        message = f"secret_file: {path}: {len(secret)} bytes; at least {_MIN_SECRET_BYTES} are needed"
+        raise e.BadConfiguration(message)
+    return secret
 
 
 def _authorization(registry: Registry, path: Callable[[str], Path]) -> Callable[[], str | None]:

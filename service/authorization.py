@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes
 
 import casbin
 from casbin.effect import Effector
@@ -20,7 +21,7 @@ from casbin.util import SimpleEval
 
 from service.errors import BadConfiguration
 from service.files import read_text
-from service.model import ACTIONS, Decision, Principal
+from service.model import ACTIONS, Decision, Principal, Scope
 
 MAX_ROWS = 100_000
 MAX_ROLE_DEPTH = 9  # Casbin's role manager follows ten links; the first is the principal's own group
@@ -90,7 +91,10 @@ class Snapshot:
         self.rows = tuple(parsed)
         self._roles = _closure(links, rows)
         self._index: dict[tuple[str, str, str, str], list[Row]] = {}
+        self._allowing: dict[str, list[Row]] = {}
         for row in parsed:
+            if row.effect == "allow":
+                self._allowing.setdefault(row.subject, []).append(row)
             self._index.setdefault((row.subject, row.registry, row.action, _head(row.resource)), []).append(row)
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
@@ -109,6 +113,26 @@ class Snapshot:
                     break
         allowed = self._effector.final_effect(effects or {Effector.INDETERMINATE}) == Effector.ALLOW
         return Decision(allowed, deciding.where if deciding else None, self.revision)
+
+    def scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
+        """Return the names *n* for which *action* on ``{kind}/{n}`` or on something in it can be allowed at most.
+
+        Denials, and what stands behind the name in a pattern, are left out: each row is decided all the same.
+        """
+        names: set[str] = set()
+        prefixes: set[str] = set()
+        for role in self.roles_of(principal):
+            for row in self._allowing.get(role, ()):
+                if row.registry not in (registry, "*") or not action_match(action, row.action):
+                    continue
+                head, *rest = row.resource.split("/")
+                if head == "*":
+                    prefixes.add("")
+                elif head == kind and rest and rest[0].endswith("*"):
+                    prefixes.add(_decoded(rest[0][:-1]))
+                elif head == kind and rest:
+                    names.add(unquote(rest[0]))
+        return Scope(frozenset(names), frozenset(prefixes))
 
     def roles_of(self, principal: Principal) -> frozenset[str]:
         """Return the principal, its groups, and every role that any of them has."""
@@ -131,6 +155,11 @@ class Snapshot:
                 {**names, "p_sub": row.subject, "p_reg": row.registry, "p_obj": row.resource, "p_act": row.action}
             )
         )
+
+
+def _decoded(prefix: str) -> str:
+    """Decode the beginning of a segment; a character of several bytes that it cuts is left off."""
+    return unquote_to_bytes(prefix).decode("utf-8", errors="ignore")
 
 
 def _head(resource: str) -> str:
@@ -273,6 +302,10 @@ class Authorizer:
             return False
         self.snapshot = fresh
         return True
+
+    def scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
+        """Return what can be read at most, by the snapshot in force."""
+        return self.snapshot.scope(principal, registry, kind, action)
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
         """Decide by the snapshot in force."""

@@ -6,6 +6,7 @@ import fcntl
 import http.client
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -74,6 +75,8 @@ class Embedded:
         ]
         _write_private(self.data / "api-keys.yaml", yaml.safe_dump(entries, sort_keys=False))
         _write_private(self.data / "demo-tokens.json", json.dumps(tokens, indent=1) + "\n")
+        if not (self.data / "secret").exists():
+            _write_private(self.data / "secret", secrets.token_hex(32))
         return tokens
 
     def start_server(self, progress: Callable[[str], None]) -> None:

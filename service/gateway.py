@@ -39,7 +39,7 @@ from service.provenance import check_run
 from service.records import Creation, binding_of
 from service.references import check_deletion
 from service.seals import Seals, written
-from service.searching import search
+from service.searching import Searches
 from service.spelling import Spelling
 from service.tally import Measured, Tally
 
@@ -63,6 +63,7 @@ class Gateway:
         seals: Seals,
         spelling: Spelling,
         tally: Tally,
+        searches: Searches,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
     ) -> None:
@@ -79,6 +80,7 @@ class Gateway:
         self.seals = seals
         self._spelling = spelling
         self.tally = tally
+        self._searches = searches
         self.unsettled: dict[str, str] = {}
         """Digest of a call whose outcome is unknown -> its operation."""
         self.active: set[str] = set()
@@ -102,7 +104,7 @@ class Gateway:
         await self.authorize(backend, call.needs, operation)
         await self._spelling.check(backend, call)
         if call.listing is not None or call.experiments or call.traces:
-            answer = await search(backend, call, self._ownership, self._may(backend, call.principal))
+            answer = await self._searches.search(backend, call, self._may(backend, call.principal))
         else:
             answer = await self._forward_telemetry_or_read(backend, call, operation)
         if self._record_reads and call.record is Record.NONE:

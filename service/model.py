@@ -97,6 +97,19 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """The names that a principal can read at most: these, and all that begin with one of the prefixes."""
+
+    names: frozenset[str] = frozenset()
+    prefixes: frozenset[str] = frozenset()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no name can be read at all."""
+        return not self.names and not self.prefixes
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What one promotion rule found."""
 

@@ -89,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Listen = Listen()
     default_registry: str | dict[str, str] | None = None
     audit: Audit = Audit()
+    secret_file: str | None = None
+    """At least 32 random bytes that all replicas share; page tokens are signed with them."""
     lock_seconds: float = 10.0
     """How long a promotion waits for another one of the same model before it is answered 503."""
 
@@ -142,6 +144,7 @@ def embedded_document(data: Path) -> dict[str, Any]:
         "environments": str(policies / "environments.yaml"),
         "authentication": {"api_keys": str(data / "api-keys.yaml")},
         "journal": {"url": f"sqlite:///{data / 'journal.db'}"},
+        "secret_file": str(data / "secret"),
     }
 
 

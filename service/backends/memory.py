@@ -1,7 +1,7 @@
 """An MLflow registry in memory, for tests and for trying policies: speaks the same RPCs, keeps nothing.
 
 It is held to the same contract suite as a real server. It does not prove: MLflow's SQL, its filter language
-beyond ``name = '…'``, artifact storage, or anything about HTTP.
+beyond a few ``=`` and ``LIKE``, artifact storage, or anything about HTTP.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from urllib.parse import quote, unquote
 from service.errors import RegistryRefused
 from service.model import Answer, Request
 
-_NAME_FILTER = re.compile(r"""^\s*name\s*=\s*(['"])(.*)\1\s*$""")
-_VERSION_FILTER = re.compile(r"""^\s*(name|run_id|source_path)\s*(=|LIKE)\s*(['"])(.*)\3\s*$""")
+_CLAUSE = re.compile(r"""(name|run_id|source_path)\s*(=|LIKE)\s*(['"])(.*)\3""", re.DOTALL)
 _RUN_FILTER = re.compile(r"^\s*source_run_id\s*=\s*'(.*)'\s*$")
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 Document = dict[str, Any]
@@ -131,8 +130,7 @@ class MemoryTransport:
 
     def _searchRegisteredModels(self, m: Document) -> Document:  # noqa: N802
         names = sorted(self.models)
-        if match := _NAME_FILTER.match(m.get("filter", "")):
-            names = [name for name in names if name == match[2]]
+        names = [name for name in names if _fits({"name": name}, m.get("filter", ""))]
         return _page([self._native(name) for name in names], m, "registered_models", 100)
 
     def _native(self, name: str) -> Document:
@@ -222,12 +220,11 @@ class MemoryTransport:
         return {"artifact_uri": version.get("storage") or version["source"]}
 
     def _searchModelVersions(self, m: Document) -> Document:  # noqa: N802
-        match = _VERSION_FILTER.match(m.get("filter", ""))
         rows = [
             self._version_native(model, version)
             for _, model in sorted(self.models.items())
             for version in sorted(model["versions"].values(), key=lambda item: -int(item["version"]))
-            if match is None or _fits(version, match)
+            if _fits({"name": model["name"], **version}, m.get("filter", ""))
         ]
         return _page(rows, m, "model_versions", 10_000)
 
@@ -289,7 +286,8 @@ class MemoryTransport:
         raise _absent("experiment", m["experiment_name"])
 
     def _searchExperiments(self, m: Document) -> Document:  # noqa: N802
-        return _page(list(self.experiments.values()), m, "experiments", 1000)
+        rows = [item for item in self.experiments.values() if _fits(item, m.get("filter", ""))]
+        return _page(rows, m, "experiments", 1000)
 
     def _createRun(self, m: Document) -> Document:  # noqa: N802
         identifier = uuid.uuid4().hex
@@ -375,10 +373,19 @@ class MemoryTransport:
         return {"run_info": info}
 
 
-def _fits(version: Document, match: re.Match[str]) -> bool:
-    found = version["source" if match[1] == "source_path" else match[1]]
-    pattern = ".*".join(re.escape(part) for part in match[4].split("%")) if match[2] == "LIKE" else re.escape(match[4])
-    return re.fullmatch(pattern, found) is not None
+def _fits(row: Document, text: str) -> bool:
+    """Tell whether *row* meets a filter: clauses ``field = '…'`` and ``field LIKE '…%'`` joined by AND."""
+    for clause in filter(None, re.split(r"\s+AND\s+", text.strip())):
+        found = _CLAUSE.fullmatch(clause)
+        if found is None:
+            message = f"Invalid clause(s) in filter string: {clause!r}"
+            raise RegistryRefused(message, status=400, error_code="INVALID_PARAMETER_VALUE")
+        field, comparator, _, wanted = found.groups()
+        value = str(row.get("source" if field == "source_path" else field, ""))
+        pattern = ".*".join(re.escape(part) for part in wanted.split("%"))
+        if (value != wanted) if comparator == "=" else not re.fullmatch(pattern, value, re.DOTALL):
+            return False
+    return True
 
 
 def _absent(what: str, name: str) -> RegistryRefused:
