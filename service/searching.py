@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -26,8 +27,8 @@ May = Callable[[str, str], bool]
 Scopes = Callable[[Principal, str, str, str], Scope]
 """(principal, registry, kind, action) -> the names that the policy lets the principal read at most."""
 
-_FETCH_ROWS = 100
 _MAX_FETCH_ROWS = 1_000
+_MAX_DENSITIES = 10_000
 _MAX_NAMES = 20
 _MAX_TRACES = 1_000
 _AT_ONCE = 8
@@ -58,6 +59,8 @@ class Searches:
         self._ownership = ownership
         self._scopes = scopes
         self._tokens = tokens
+        self._densities: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        """The readable share of the rows that a principal's last search met: how much to ask for at once."""
 
     async def search(self, backend: Backend, call: Call, may: May) -> Answer:
         """Forward a search and cut its answer down to what the caller may read.
@@ -86,7 +89,8 @@ class Searches:
         if scope.is_empty:
             return Answer.of({})
         order = _order_of(request) if listing.items == "registered_models" else None
-        names = _few_names(scope)
+        like = _like(scope)
+        names = [] if like else _few_names(scope)
         walk: _Walk
         if names and order is not None and (state is None or state[0] == "names"):
             walk = _Named(backend, call, request, names, order, state)
@@ -94,24 +98,39 @@ class Searches:
             message = "The policy has changed since this page token was given; begin the search again."
             raise InvalidRequest(message)
         else:
-            walk = _Paged(backend, call, request, _common_prefix(scope), state, wanted)
+            density = self._densities.get((call.principal.subject, backend.name, listing.items), 1.0)
+            walk = _Paged(backend, call, request, like, state, round(wanted / density * 1.1) if density < 1 else wanted)
         return await self._collect(call, listing.items, walk, wanted, may)
 
     async def _collect(self, call: Call, items: str, walk: _Walk, wanted: int, may: May) -> Answer:
         listing = call.listing
         assert listing is not None
         rows: list[dict[str, Any]] = []
-        while True:
+        seen = 0
+        while len(rows) < wanted:
             page = await walk.next_page(items, wanted - len(rows))
             if page is None:
-                return Answer.of({items: rows} if rows else {})
+                break
             for index, item in page:
-                if not may(listing.resource_of(item), listing.action):
-                    continue
-                if len(rows) == wanted:
-                    token = self._tokens.write(call, walk.state_at(index))
-                    return Answer.of({items: rows, "next_page_token": token})
-                rows.append(item)
+                readable = may(listing.resource_of(item), listing.action)
+                if readable and len(rows) == wanted:
+                    return self._page(call, rows, seen, walk.state_at(index))
+                seen += 1
+                if readable:
+                    rows.append(item)
+        return self._page(call, rows, seen, walk.state_after() if len(rows) == wanted else None)
+
+    def _page(self, call: Call, rows: list[dict[str, Any]], seen: int, state: list[Any] | None) -> Answer:
+        assert call.listing is not None
+        key = (call.principal.subject, call.registry, call.listing.items)
+        self._densities[key] = max(len(rows), 1) / max(seen, 1)
+        self._densities.move_to_end(key)
+        if len(self._densities) > _MAX_DENSITIES:
+            self._densities.popitem(last=False)
+        if not rows:
+            return Answer.of({})
+        token = {"next_page_token": self._tokens.write(call, state)} if state is not None else {}
+        return Answer.of({call.listing.items: rows, **token})
 
     # searches inside of experiments: the request is cut down
 
@@ -162,16 +181,17 @@ Row = tuple[int, dict[str, Any]]
 
 
 class _Paged:
-    """Walks the registry's own pages, narrowed to a prefix of names where there is one."""
+    """Walks the registry's own pages, narrowed to a pattern of names where there is one."""
 
     def __init__(
-        self, backend: Backend, call: Call, request: Request, prefix: str, state: list[Any] | None, wanted: int
+        self, backend: Backend, call: Call, request: Request, like: str, state: list[Any] | None, wanted: int
     ) -> None:
         self._backend, self._call, self._request = backend, call, request
-        self._prefix = prefix
-        self._next, self._skip, self._size = ("", 0, max(wanted, _FETCH_ROWS))
+        self._like = like
+        self._next, self._skip, self._size = "", 0, wanted + 1  # one more tells whether there is a next page
         if state is not None:
-            _, self._prefix, self._next, self._skip, self._size = state
+            _, self._like, self._next, self._skip, size = state
+            self._size = size if self._skip else self._size
         self._size = min(self._size, _MAX_FETCH_ROWS)
         self._at = ""
         self._started = False
@@ -192,10 +212,10 @@ class _Paged:
         message.pop("page_token", None)
         if self._at:
             message["page_token"] = self._at
-        if not self._prefix:
+        if not self._like:
             return await self._forward(message)
         given = message.get("filter", "")
-        narrowed = {**message, "filter": _and(given, f"name LIKE '{self._prefix}%'")}
+        narrowed = {**message, "filter": _and(given, f"name LIKE '{self._like}'")}
         try:
             return await self._forward(narrowed)
         except RegistryRefused:
@@ -209,7 +229,11 @@ class _Paged:
 
     def state_at(self, index: int) -> list[Any]:
         """Say where the row *index* of the present page is."""
-        return ["page", self._prefix, self._at, index, self._size]
+        return ["page", self._like, self._at, index, self._size]
+
+    def state_after(self) -> list[Any] | None:
+        """Say where the page after the present one begins; None after the last."""
+        return ["page", self._like, self._next, 0, self._size] if self._next else None
 
 
 class _Named:
@@ -260,6 +284,10 @@ class _Named:
         """Say where the row *index* is."""
         return ["names", index]
 
+    def state_after(self) -> list[Any] | None:
+        """Nothing comes after the one page."""
+        return None
+
 
 _Walk = _Paged | _Named
 
@@ -304,11 +332,19 @@ def _few_names(scope: Scope) -> list[str]:
     return sorted(scope.names) if all(_PUSHED.fullmatch(name) for name in scope.names) else []
 
 
-def _common_prefix(scope: Scope) -> str:
-    """Return what all readable names begin with, as far as it can stand in a filter."""
-    whole: Iterable[str] = scope.prefixes | scope.names
-    found = _PUSHED.match(commonprefix(list(whole)))  # noqa: RUF071  # of names, character by character
-    return found[0] if found else ""
+def _like(scope: Scope) -> str:
+    """Return a pattern of SQL's LIKE that all readable names meet, or nothing where it would say too little.
+
+    Names of one length give ``team-_-2026`` if half of their characters are common, all others a common prefix.
+    Nothing that quotes or escapes stands in it. ``_`` and ``%`` of a name match themselves and more.
+    """
+    whole = [*scope.prefixes, *scope.names]
+    if not scope.prefixes and len({len(name) for name in whole}) == 1:
+        mask = "".join(column[0] if len(set(column)) == 1 else "_" for column in zip(*whole, strict=True))
+        if _PUSHED.fullmatch(mask) and mask.count("_") * 2 <= len(mask):
+            return mask
+    found = _PUSHED.match(commonprefix(whole))  # noqa: RUF071  # of names, character by character
+    return f"{found[0]}%" if found and found[0] and (scope.prefixes or len(scope.names) > _MAX_NAMES) else ""
 
 
 def _experiment_id(item: Any) -> str:
