@@ -200,11 +200,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
-    from service.app import environments_of
+    from service.app import authorization_of, environments_of, tls_of
     from service.authentication import ApiKeys
     from service.authorization import Snapshot
     from service.backends.mlflow import MlflowBackend
-    from service.files import read_text
 
     settings, path = configuration.settings, configuration.path
     parts: list[Callable[[], object]] = [
@@ -213,9 +212,8 @@ def problems_of(configuration: Configuration) -> list[str]:
     ]
     if configuration.file is not None:  # the embedded default writes its own keys
         parts.append(lambda: ApiKeys(path(settings.authentication.api_keys or "")))
-    for registry in settings.registries.values():
-        secrets = filter(None, (registry.token_file, registry.password_file))
-        parts += [partial(read_text, path(secret)) for secret in secrets]
+    for name, registry in settings.registries.items():
+        parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []
     for part in parts:
         try:

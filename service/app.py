@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import ctypes
 import importlib.metadata
 import json
 import logging
 import secrets
 import signal
+import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,6 +26,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from service import errors as e
 from service.api import health as health_routes
 from service.api import routes
+from service.api.forwarded import Proxies
 from service.api.front import Front
 from service.api.health import PUBLIC, Health, Metrics
 from service.api.problems import render_error
@@ -35,13 +35,14 @@ from service.audit import Journal, Sink, Trail
 from service.authentication import ApiKeys
 from service.authorization import Authorizer
 from service.backend import Backend
+from service.backends.breaker import Breaker
+from service.backends.credentials import Secret, basic, bearer, tls_context
 from service.backends.http import HttpTransport
 from service.backends.mlflow import MlflowBackend
 from service.changes import Changes
 from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
-from service.files import read_text
 from service.gateway import Gateway
 from service.gather import Gatherer
 from service.governance import Governance
@@ -90,7 +91,10 @@ class Application:
         settings = configuration.settings
         registries = settings.registries
         self.configuration = configuration
-        self.backends = backends or {name: _backend(name, item, configuration) for name, item in registries.items()}
+        self.circuits = {name: Breaker() for name in registries}
+        self.backends = backends or {
+            name: _backend(name, item, configuration, self.circuits[name]) for name, item in registries.items()
+        }
         self.keys = ApiKeys(configuration.path(settings.authentication.api_keys or ""))
         self.authorizer = Authorizer(
             configuration.path(settings.access.model), configuration.path(settings.access.rows), registries
@@ -121,6 +125,7 @@ class Application:
             trail=self.trail,
             changes=self.changes,
             sources={name: registry.sources for name, registry in registries.items()},
+            join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )
         self.governance = Governance(self.gateway, self.environments, gatherer)
@@ -131,7 +136,8 @@ class Application:
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
-        self.metrics = Metrics()
+        self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
+        self.metrics = Metrics(self.health)
         self.litestar = self._litestar()
         self.asgi: ASGI = self._front()
 
@@ -168,6 +174,8 @@ class Application:
             authenticate=self.keys.authenticate,
             trail=self.trail,
             metrics=self.metrics,
+            hosts=self.configuration.settings.listen.hosts,
+            proxies=Proxies(self.configuration.settings.listen.trusted_proxies),
         )
 
     @asynccontextmanager
@@ -355,13 +363,17 @@ def _answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Res
     return _answer_error(request, e.GatewayError("Something failed inside the gateway; its log says what."))
 
 
-def _backend(name: str, registry: Registry, configuration: Configuration) -> Backend:
+def _backend(name: str, registry: Registry, configuration: Configuration, breaker: Breaker) -> Backend:
     transport = HttpTransport(
         name,
         registry.url,
         timeout_seconds=registry.timeout_seconds,
-        authorization=_authorization(registry, configuration.path),
+        authorization=authorization_of(name, registry, configuration),
         workspace=registry.workspace,
+        connections=registry.connections,
+        streams=registry.streams,
+        tls=tls_of(name, registry, configuration),
+        breaker=breaker,
     )
     return MlflowBackend(name, transport)
 
@@ -387,16 +399,31 @@ def _secret(configuration: Configuration) -> bytes:
     return secret
 
 
-def _authorization(registry: Registry, path: Callable[[str], Path]) -> Callable[[], str | None]:
-    """Return the registry's own credential; the caller's never goes upstream."""
+def authorization_of(name: str, registry: Registry, configuration: Configuration) -> Callable[[], str | None]:
+    """Return the registry's own credential; the caller's never goes upstream.
+
+    Raises:
+        BadConfiguration: its file cannot be used.
+    """
+    where = f"registries.{name}"
     if registry.token_file:
-        token = read_text(path(registry.token_file)).strip()
-        return lambda: f"Bearer {token}"
+        return bearer(Secret(f"{where}.token_file", configuration.path(registry.token_file)))
     if registry.password_file:
-        password = read_text(path(registry.password_file)).strip()
-        encoded = base64.b64encode(f"{registry.username}:{password}".encode()).decode()
-        return lambda: f"Basic {encoded}"
+        password = Secret(f"{where}.password_file", configuration.path(registry.password_file))
+        return basic(registry.username or "", password)
     return lambda: None
+
+
+def tls_of(name: str, registry: Registry, configuration: Configuration) -> ssl.SSLContext | None:
+    """Return what an https registry is checked with.
+
+    Raises:
+        BadConfiguration: a file cannot be used.
+    """
+    if not registry.url.startswith("https:"):
+        return None
+    files = (registry.ca_file, registry.client_certificate_file, registry.client_key_file)
+    return tls_context(f"registries.{name}", *(file and configuration.path(file) for file in files))  # type: ignore[arg-type]
 
 
 def configure_logging() -> None:

@@ -16,11 +16,15 @@ class GatewayError(Exception):
     code: ClassVar[str] = "error"
     title: ClassVar[str] = "Error"
 
-    def __init__(self, detail: str, *, operation: str | None = None) -> None:
-        """Say what happened in *detail*, one sentence a user can act on; *operation* if it was recorded."""
+    def __init__(self, detail: str, *, operation: str | None = None, retry_after: int = 1) -> None:
+        """Say what happened in *detail*, one sentence a user can act on; *operation* if it was recorded.
+
+        Where the answer is 429 or 503, it says to try again after *retry_after* seconds.
+        """
         super().__init__(detail)
         self.detail = detail
         self.operation = operation
+        self.retry_after = retry_after
 
 
 class Unauthenticated(GatewayError):
@@ -136,10 +140,16 @@ class RegistryRefused(GatewayError):
     code, title = "registry-refused", "The registry refused"
 
     def __init__(
-        self, detail: str, *, status: int, error_code: str, classification: Mapping[str, str] | None = None
+        self,
+        detail: str,
+        *,
+        status: int,
+        error_code: str,
+        classification: Mapping[str, str] | None = None,
+        retry_after: int = 1,
     ) -> None:
         """Keep the registry's own *status*, *error_code* and *classification* (MLflow's sqlstate and error_class)."""
-        super().__init__(detail)
+        super().__init__(detail, retry_after=retry_after)
         self.status = status
         self.error_code = error_code
         self.classification = classification or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -31,6 +32,7 @@ from service.errors import (
     OutcomeUnknown,
 )
 from service.guard import Guard
+from service.joining import read_back
 from service.model import Answer, Call, Decision, Need, Principal, Record, resource
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
@@ -42,6 +44,7 @@ from service.seals import Seals, written
 from service.searching import Searches
 from service.spelling import Spelling
 from service.tally import Measured, Tally
+from service.unsettled import Pending, Unsettled
 
 T = TypeVar("T")
 Decide = Callable[[Principal, str, str, str], Decision]
@@ -66,8 +69,12 @@ class Gateway:
         searches: Searches,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
+        join_seconds: float = 10.0,
     ) -> None:
-        """Guard *backends*; *sources* are the outside prefixes each registry accepts for new versions."""
+        """Guard *backends*; *sources* are the outside prefixes each registry accepts for new versions.
+
+        A call equal to an unsettled one waits at most *join_seconds* for its outcome.
+        """
         self.backends = backends
         self.trail = trail
         self._decide = decide
@@ -81,8 +88,8 @@ class Gateway:
         self._spelling = spelling
         self.tally = tally
         self._searches = searches
-        self.unsettled: dict[str, str] = {}
-        """Digest of a call whose outcome is unknown -> its operation."""
+        self.unsettled = Unsettled()
+        self._join_seconds = join_seconds
         self.active: set[str] = set()
         """Operations this process is carrying out; the reconciler leaves them alone."""
 
@@ -211,15 +218,7 @@ class Gateway:
             environment = self._guard.promotes(backend.name, call.change)
             if environment is not None:
                 await self._authorize_promotion(backend, call, environment, operation)
-            async with self._changes.lock(backend.name, _lock_names(call, operation)):
-                self._refuse_unsettled(operation)
-                try:
-                    if environment is not None:
-                        return await self._promote(backend, call, environment, operation)
-                    return await self._change_otherwise(backend, call, operation)
-                except OutcomeUnknown:
-                    self.unsettled[operation.digest] = operation.id
-                    raise
+            return await self._carry_out_or_join(backend, call, environment, operation)
         except GatewayError as error:
             if error.operation is None and not isinstance(error, JournalUnavailable):
                 await self._reject(operation, error.detail)
@@ -230,6 +229,49 @@ class Gateway:
             raise
         finally:
             self.active.discard(operation.id)
+
+    async def _carry_out_or_join(
+        self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
+    ) -> Answer:
+        async with self._changes.lock(backend.name, _lock_names(call, operation)):
+            pending = self.unsettled.get(operation.digest)
+            if pending is None:
+                try:
+                    if environment is not None:
+                        return await self._promote(backend, call, environment, operation)
+                    return await self._change_otherwise(backend, call, operation)
+                except OutcomeUnknown:
+                    self.unsettled.add(operation.digest, operation.id)
+                    raise
+        return await self._join(pending, backend, call, environment, operation)  # the reconciler needs the lock
+
+    async def _join(
+        self, pending: Pending, backend: Backend, call: Call, environment: Environment | None, operation: Operation
+    ) -> Answer:
+        """Wait for the outcome of an equal, unsettled operation; only what was surely not done is forwarded again.
+
+        Raises:
+            OperationPending: the outcome is still unknown. Nothing was forwarded again.
+        """
+        if environment is None and isinstance(call.change, AliasDelete | StageSet):  # retiring may have been enough
+            await self._refuse_denied_by_row(backend, call, call.needs, operation)
+        elif environment is None:
+            await self.authorize(backend, call.needs, operation)
+        outcome = await pending.outcome(self._join_seconds)
+        if outcome.state == "unknown":
+            message = f"The same call is unsettled as operation {pending.operation}; it was not forwarded again."
+            raise OperationPending(message)
+        if outcome.state == "succeeded":
+            answer = await read_back(backend, self.trail.journal, call.change, pending.operation, outcome)
+            answer = dataclasses.replace(answer, operation=pending.operation)
+        elif pending.again is None:  # the first that waited is forwarded for all of them
+            pending.again = asyncio.create_task(self._carry_out_or_join(backend, call, environment, operation))
+            return await asyncio.shield(pending.again)
+        else:
+            answer = await asyncio.shield(pending.again)
+        operation.detail = f"The outcome of operation {answer.operation}, which was waited for."
+        await self.trail.noted(operation)
+        return dataclasses.replace(answer, revision=operation.decision.revision)
 
     async def _reject(self, operation: Operation, detail: str) -> None:
         """Leave the event of a refusal; where an intent stands already, it stays open for the reconciler."""
@@ -329,12 +371,6 @@ class Gateway:
             live = await self._promoter.made_live(backend, item.environment, version, operation)
             follows.append(dataclasses.replace(live, model=name))
         return follows
-
-    def _refuse_unsettled(self, operation: Operation) -> None:
-        pending = self.unsettled.get(operation.digest)
-        if pending is not None:
-            message = f"The same call is unsettled as operation {pending}; it was not forwarded again."
-            raise OperationPending(message)
 
     async def _forward_change(
         self, backend: Backend, call: Call, operation: Operation, ended: tuple[str, ...], follows: list[MadeLive]

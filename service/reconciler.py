@@ -20,6 +20,7 @@ from service.guard import live_version
 from service.promoter import Promoter, made_live, write_mark
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod
+from service.unsettled import Outcome
 
 SETTLE_SECONDS = 10.0
 """How long after the registry's deadline (after a restart: after the start) a write that is not there was not done."""
@@ -71,7 +72,7 @@ class Reconciler:
         by_registry: dict[str, list[OpenOperation]] = {}
         for found in await self._gateway.trail.journal.unsettled():
             if found.operation not in self._gateway.active:
-                self._gateway.unsettled[found.digest] = found.operation
+                self._gateway.unsettled.add(found.digest, found.operation)
                 by_registry.setdefault(found.registry, []).append(found)
         # a registry that hangs delays its own operations only
         return sum(await asyncio.gather(*(self._sweep_one(items) for items in by_registry.values())))
@@ -84,8 +85,8 @@ class Reconciler:
             except Exception as error:  # noqa: BLE001  # one odd operation must not keep the others open
                 _log.warning("cannot settle yet", operation=found.operation, problem=f"{type(error).__name__}: {error}")
                 settled = False
-            if settled and self._gateway.unsettled.get(found.digest) == found.operation:
-                del self._gateway.unsettled[found.digest]
+            if settled:  # one that ended by itself meanwhile: who waits is not told how
+                self._gateway.unsettled.settle(found.digest, found.operation, Outcome())
             left += not settled
         return left
 
@@ -116,6 +117,8 @@ class Reconciler:
             self._gateway.seals.apply(effects)
             if names:
                 self._gateway.seals.settle(found.registry, names[0])
+            version = next((item.creation.version for item in effects if isinstance(item, Registered)), "")
+            self._gateway.unsettled.settle(found.digest, found.operation, Outcome(outcome, version))
         return True
 
     def _age(self, found: OpenOperation) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ CONFIG = PREFIX + "CONFIG"
 DATA_DIR = PREFIX + "DATA_DIR"
 _OUR_OWN = frozenset({CONFIG, DATA_DIR})
 _MAX_SECONDS = 600.0
+_MAX_CONNECTIONS = 1000
+HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\]")
 _LATER_KINDS = frozenset({"unity_catalog", "databricks"})
 
 
@@ -27,6 +31,10 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: int = 8080
+    hosts: tuple[str, ...] = ()
+    """Names (without port) that a Host header may say; empty: any well-formed one."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose X-Forwarded-For or Forwarded is believed, for the address in events only."""
 
 
 class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,12 +46,20 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: str | None = None
     username: str | None = None
     password_file: str | None = None
+    ca_file: str | None = None
+    """Certificates of the authorities that the registry's own must come from; without it the system's."""
+    client_certificate_file: str | None = None
+    client_key_file: str | None = None
     workspace: str | None = None
     mode: str = "enforce"
     sources: tuple[str, ...] = ()
     """Prefixes of version sources outside the registry that callers may register, e.g. ``s3://models/``."""
     timeout_seconds: float = 30.0
-    """Deadline of one upstream call; artifact transfers are bounded between bytes instead."""
+    """Budget of one upstream call with its retries; artifact transfers are bounded between bytes instead."""
+    connections: int = 100
+    """Calls that pass to the registry at once."""
+    streams: int = 32
+    """Files that pass at once, to or from the registry."""
 
 
 class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,6 +228,14 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             raise file.error(f"default_registry: no registry is named {default!r}", "default_registry")
     if not 0 <= settings.listen.port <= 65535:  # TCP's range
         raise file.error("listen.port: must be 0 to 65535", "listen", "port")
+    for network in settings.listen.trusted_proxies:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise file.error(f"listen.trusted_proxies: {error}", "listen", "trusted_proxies") from None
+    for host in settings.listen.hosts:
+        if not HOST_NAME.fullmatch(host):
+            raise file.error(f"listen.hosts: {host!r} is no host name in lower case, without a port", "listen", "hosts")
     for seconds, key in (
         (settings.lock_seconds, ("lock_seconds",)),
         (settings.journal.deadline_seconds, ("journal", "deadline_seconds")),
@@ -271,3 +295,11 @@ def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:
         raise file.error(f"registries.{name}: token_file or password_file, not both", *at)
     if (registry.username is None) != (registry.password_file is None):
         raise file.error(f"registries.{name}: username and password_file go together", *at)
+    if (registry.client_certificate_file is None) != (registry.client_key_file is None):
+        raise file.error(f"registries.{name}: client_certificate_file and client_key_file go together", *at)
+    for key in ("ca_file", "client_certificate_file"):
+        if getattr(registry, key) is not None and url.scheme != "https":
+            raise file.error(f"registries.{name}.{key}: only for an https:// url", *at, key)
+    for key in ("connections", "streams"):
+        if not 1 <= getattr(registry, key) <= _MAX_CONNECTIONS:
+            raise file.error(f"registries.{name}.{key}: 1 to {_MAX_CONNECTIONS}", *at, key)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import unquote_to_bytes
 
 import structlog
 
+from service.api.forwarded import Proxies
 from service.api.health import Metrics
 from service.api.problems import render_error as render_problem
 from service.asgi import (
@@ -35,12 +36,16 @@ from service.model import Call, Principal
 from service.strict import has_control, parse_json
 
 MAX_BODY_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 64 << 10
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = _READS | {"POST", "PUT", "PATCH", "DELETE"}
 _ENCODED_LETTER = re.compile(r"%(?:3[0-9]|4[1-9A-Fa-f]|5[0-9Aa]|6[1-9A-Fa-f]|7[0-9Aa]|2[DdEe]|5[Ff])")
 _ENCODED_SEPARATOR = re.compile(r"%(?:2[Ff]|5[Cc]|00|3[Bb])")
 _TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SECURITY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
+_METHOD_FIELD = re.compile(rb"(?:^|&)(?:_|%5[Ff])method=", re.IGNORECASE)
+_HOST = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _NOBODY = Principal("user:unauthenticated")
 _log = structlog.get_logger()
 
@@ -59,11 +64,16 @@ class Front:
         authenticate: Callable[[str | None], Principal],
         trail: Trail,
         metrics: Metrics,
+        hosts: Collection[str] = (),
+        proxies: Proxies | None = None,
     ) -> None:
         """Send paths for which *own_paths* holds to *own*, all others to *dialect*.
 
-        *public* are the exact paths whose routes said themselves that they need no authentication.
+        *public* are the exact paths whose routes said themselves that they need no authentication. A Host header
+        names one of *hosts*, if there are any. *proxies* are believed about the client's address.
         """
+        self._hosts = frozenset(hosts)
+        self._proxies = proxies or Proxies(())
         self._own = own
         self._own_paths = own_paths
         self._public = public
@@ -84,6 +94,7 @@ class Front:
         own = self._own_paths(path)
         render = render_problem if own else self._render_dialect_error
         scope["state"] = {}
+        scope["client"] = (self._proxies.client_of(scope), 0)
         reply = _Reply(scope, send, self._record_refusal, self._metrics)
         try:
             if path not in self._public or scope["method"] not in _READS:
@@ -96,24 +107,44 @@ class Front:
             if reply.started:  # the client sees a transfer that was cut
                 raise
             await respond(reply, *render(error))
-        except ClientGone:
-            return
+        except ClientGone:  # or its chunks were malformed, which the server tells no otherwise
+            if not reply.started:
+                await respond(reply, *render(InvalidRequest("The body ended before its end.")))
         except Exception:  # noqa: BLE001  # the last resort: no stack or library text leaks
             _log.exception("unexpected", path=path[:200])
             if not reply.started:
                 await respond(reply, *render(GatewayError("Something failed inside the gateway; its log says what.")))
 
-    @staticmethod
-    def _check(scope: Scope, path: str) -> None:
+    def _check_host(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
-        if (scope.get("http_version", "1.1") < "2" and len(hosts) != 1) or any(not host.strip() for host in hosts):
-            message = "Send exactly one Host header."
+        match = _HOST.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
+        if match is None:
+            message = "Send exactly one Host header, a name or address with or without a port."
+            raise InvalidRequest(message)
+        if self._hosts and match[1].lower() not in self._hosts:
+            message = f"The host {match[1]!r} is not served here."
+            raise InvalidRequest(message)
+
+    def _check(self, scope: Scope, path: str) -> None:
+        self._check_host(scope)
+        for name in _OVERRIDES:
+            if any(found.lower() == name for found, _ in scope["headers"]):
+                message = f"{name.decode()} is not obeyed; send the request with the method itself."
+                raise InvalidRequest(message)
+        if _METHOD_FIELD.search(scope.get("query_string", b"")):
+            message = "The query field _method is not obeyed; send the request with the method itself."
             raise InvalidRequest(message)
         if scope["method"] not in _METHODS:
             message = f"The method {scope['method'][:20]!r} is not served."
             raise MethodNotAllowed(message)
         if header(scope, "transfer-encoding") is not None and header(scope, "content-length") is not None:
             message = "Send Content-Length or Transfer-Encoding, not both."
+            raise InvalidRequest(message)
+        if (header(scope, "transfer-encoding") or "chunked").strip().lower() != "chunked":
+            message = "The only Transfer-Encoding served is chunked."
+            raise InvalidRequest(message)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADER_BYTES:
+            message = f"The headers are over {_MAX_HEADER_BYTES} bytes together."
             raise InvalidRequest(message)
         problem = _path_problem(path)
         if problem:

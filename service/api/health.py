@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +31,8 @@ class Health:
         self._revision = revision
         self._task: asyncio.Task[None] | None = None
         self.registries = dict.fromkeys(backends, "unknown")
+        self.circuits: Mapping[str, Callable[[], str]] = {}
+        """Whether each registry is asked at all: ``closed`` is yes."""
         self.journal = "unknown"
         self.problems: dict[str, str] = {}
         """Files whose new content was refused; the old content is in force."""
@@ -72,6 +75,10 @@ class Health:
             _log.info("registry", name=name, state=state)
         self.registries[name] = state
 
+    def is_up(self, name: str) -> float:
+        """Give 1 if the registry answered when it was last looked at."""
+        return float(self.registries[name] == "up")
+
     def document(self) -> dict[str, Any]:
         """Give the answer of ``/readyz``."""
         if self.draining or self.journal == "down":
@@ -85,6 +92,7 @@ class Health:
             "journal": self.journal,
             "policy": self._revision(),
             "registries": self.registries,
+            "circuits": {name: look() for name, look in self.circuits.items()},
             "problems": self.problems,
             "draining": self.draining,
         }
@@ -93,8 +101,8 @@ class Health:
 class Metrics:
     """Counters for Prometheus; one registry a process."""
 
-    def __init__(self) -> None:
-        """Begin at zero."""
+    def __init__(self, health: Health) -> None:
+        """Begin at zero; gauges of registries look at *health*."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "registry_gateway_requests",
@@ -111,9 +119,26 @@ class Metrics:
         self.unsettled = Gauge(
             "registry_gateway_unsettled", "Operations whose outcome is unknown.", registry=self.registry
         )
+        up = Gauge(
+            "registry_gateway_registry_up", "1 while the registry answers.", ["registry"], registry=self.registry
+        )
+        for name in health.registries:
+            up.labels(name).set_function(partial(health.is_up, name))
+        circuit = Gauge(
+            "registry_gateway_circuit_open",
+            "1 while a registry that did not answer is not asked.",
+            ["registry"],
+            registry=self.registry,
+        )
+        for name, look in health.circuits.items():
+            circuit.labels(name).set_function(partial(_is_open, look))
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )
+
+
+def _is_open(look: Callable[[], str]) -> float:
+    return float(look() == "open")
 
 
 @get("/livez", operation_id="livez", opt=PUBLIC, tags=["health"])

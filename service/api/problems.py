@@ -66,7 +66,7 @@ def render_error(error: e.GatewayError) -> tuple[int, dict[str, str], bytes]:
     if document["status"] == 401:  # RFC 9110, section 11.6.1
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
     if document["status"] == 503:
-        headers["retry-after"] = "1"
+        headers["retry-after"] = str(error.retry_after)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
     return document["status"], headers, json.dumps(document, default=str).encode()

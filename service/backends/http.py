@@ -1,14 +1,23 @@
-"""Speaks HTTP to an MLflow server: one pooled client, deadlines, errors translated into the closed set."""
+"""Speaks HTTP to an MLflow server: bounded pools, one budget a call, errors translated into the closed set."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+import random
 import re
+import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import structlog
 
+from service.backends.breaker import Breaker
 from service.errors import OutcomeUnknown, RegistryRefused, RegistryUnavailable
 from service.model import Answer, Request
 
@@ -18,11 +27,43 @@ _CLASS = re.compile(r"[A-Z0-9_]{1,64}")
 _LEAKS = re.compile(r"\[SQL|sqlalchemy|sqlite3|psycopg|pymysql|Traceback|File \"|/site-packages/", re.IGNORECASE)
 _FAILED = "The registry failed; its own log says why."
 _KEEPALIVE_SECONDS = 1.5  # uvicorn closes idle connections after 5: a write must not meet a closing one
+_CONNECT_SECONDS = 5.0
+"""At most so long for a connection: for a free one of the pool, and for the registry to accept it."""
+_RETRIES = 2
+_MAX_RETRY_AFTER = 60
 _PASSED_ON = ("content-length", "content-disposition", "last-modified", "etag")
 
 
+_log = structlog.get_logger()
+
+
+class _NotDoneError(Exception):
+    """The registry surely did nothing, so a read may be sent again; *error* is what the caller is told."""
+
+    def __init__(self, error: RegistryUnavailable) -> None:
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """One call, ready to be sent."""
+
+    method: str
+    path: str
+    query: list[tuple[str, str]]
+    body: bytes | AsyncIterator[bytes] | None
+    headers: Mapping[str, str]
+    writes: bool
+    streams: bool
+
+    @property
+    def long(self) -> bool:
+        """Whether a file passes, which may take longer than a budget."""
+        return self.streams or not (self.body is None or isinstance(self.body, bytes))
+
+
 class HttpTransport:
-    """A connection pool to one server."""
+    """Two bounded connection pools to one server: one for calls, one for files. No registry waits for another."""
 
     def __init__(
         self,
@@ -33,16 +74,25 @@ class HttpTransport:
         authorization: Callable[[], str | None] = lambda: None,
         workspace: str | None = None,
         connections: int = 100,
+        streams: int = 32,
+        tls: ssl.SSLContext | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
-        """Talk to *url* (http, https or ``unix:/path``); *authorization* gives the header for each request."""
+        """Talk to *url* (http, https or ``unix:/path``); *authorization* gives the header for each request.
+
+        At most *connections* calls and *streams* files pass at once. *timeout_seconds* is the budget of one call,
+        its retries included.
+        """
         self._name = name
         self._unix = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._root = "http://localhost" if self._unix else url.rstrip("/")
         self._timeout_seconds = timeout_seconds
         self._authorization = authorization
         self._workspace = workspace
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
+        self._limits = {False: connections, True: streams}
+        self._tls = tls
+        self._breaker = breaker or Breaker()
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def send(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
         """Send *request* and return its 2xx answer (see `service.backend.Backend` for the errors)."""
@@ -50,14 +100,14 @@ class HttpTransport:
         headers = {**self._headers(trace), **request.headers}
         if isinstance(body, bytes) and request.method != "GET":
             headers["content-type"] = "application/json"
-        return await self._exchange(
-            request.method, request.path, query, body, headers, writes=writes, streams=request.streams
-        )
+        return await self._exchange(_Sent(request.method, request.path, query, body, headers, writes, request.streams))
 
     async def get(self, path: str, query: list[tuple[str, str]], limit: int) -> bytes | None:
         """GET a file of at most *limit* bytes; None if the server says it is not there."""
         try:
-            answer = await self._exchange("GET", path, query, None, self._headers(""), writes=False, streams=True)
+            answer = await self._exchange(
+                _Sent("GET", path, query, None, self._headers(""), writes=False, streams=True)
+            )
         except RegistryRefused as error:
             if error.status in (400, 404, 500):  # MLflow answers a missing file with any of these
                 return None
@@ -71,47 +121,102 @@ class HttpTransport:
                     return None
         return b"".join(parts)
 
-    async def _exchange(
-        self,
-        method: str,
-        path: str,
-        query: list[tuple[str, str]],
-        body: bytes | AsyncIterator[bytes] | None,
-        headers: Mapping[str, str],
-        *,
-        writes: bool,
-        streams: bool,
-    ) -> Answer:
-        long = streams or not (body is None or isinstance(body, bytes))
+    async def _exchange(self, sent: _Sent) -> Answer:
+        """Send within the budget; a read that surely was not done is sent again, at most twice."""
+        deadline = time.monotonic() + self._timeout_seconds
+        for attempt in range(_RETRIES + 1):
+            try:
+                return await self._guarded(sent, deadline)
+            except _NotDoneError as not_done:
+                pause = random.uniform(0.05, 0.15) * 3**attempt  # noqa: S311  # jitter is no secret
+                if sent.writes or attempt == _RETRIES or time.monotonic() + 2 * pause >= deadline:
+                    raise not_done.error from not_done.__cause__
+                await asyncio.sleep(pause)
+        raise AssertionError  # the last attempt returns or raises
+
+    async def _guarded(self, sent: _Sent, deadline: float) -> Answer:
+        refused = self._breaker.refuses()
+        if refused is not None:
+            message = f"The registry {self._name!r} does not answer; nothing was forwarded."
+            raise RegistryUnavailable(message, retry_after=math.ceil(refused))
+        before = self._breaker.look()
+        try:
+            return await self._once(sent, deadline)
+        finally:
+            self._breaker.dropped()
+            after = self._breaker.look()
+            if after != before:
+                _log.warning("circuit", registry=self._name, state=after)
+
+    async def _once(self, sent: _Sent, deadline: float) -> Answer:
+        left = max(deadline - time.monotonic(), 0.001)
+        pool = SimpleNamespace(waits=False)
         timeout = aiohttp.ClientTimeout(
-            total=None if long else self._timeout_seconds, sock_read=self._timeout_seconds, sock_connect=5
+            total=None if sent.long else left,
+            sock_read=self._timeout_seconds,
+            connect=min(_CONNECT_SECONDS, left / 2),
         )
         try:
-            response = await self._client().request(
-                method,
-                self._root + path,
-                params=query or None,
-                data=body,
-                headers=headers,
+            response = await self._client(files=sent.long).request(
+                sent.method,
+                self._root + sent.path,
+                params=sent.query or None,
+                data=sent.body,
+                headers=sent.headers,
                 timeout=timeout,
-                allow_redirects=False,
+                allow_redirects=False,  # the gateway's credential goes to the configured server only
+                trace_request_ctx=pool,
             )
+        except aiohttp.ConnectionTimeoutError as error:
+            raise self._not_connected(busy=pool.waits) from error
         except aiohttp.ClientConnectorError as error:
-            message = f"The registry {self._name!r} cannot be reached; nothing was forwarded."
-            raise RegistryUnavailable(message) from error
+            raise self._cannot_connect(error) from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise self._lost(writes=writes) from error
-        if streams and response.status == 200:
+            raise self._no_answer(error, writes=sent.writes) from error
+        self._breaker.answered()
+        if sent.streams and response.status == 200:
             passed = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
             kind = response.headers.get("content-type", "application/octet-stream")
             return Answer(200, b"", kind, passed, stream=_chunks(response))
         try:
             raw = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise self._lost(writes=writes) from error
+            raise self._lost(writes=sent.writes) from error
         finally:
             response.release()
-        return self._translate(response, raw, writes=writes)
+        return self._translate(response, raw, writes=sent.writes)
+
+    def _not_connected(self, *, busy: bool) -> RegistryUnavailable:
+        """Say that no connection was had in time."""
+        if busy:
+            message = f"All connections to the registry {self._name!r} are in use; nothing was forwarded."
+            return RegistryUnavailable(message)
+        self._breaker.failed()
+        return RegistryUnavailable(self._unreachable())
+
+    def _cannot_connect(self, error: aiohttp.ClientConnectorError) -> Exception:
+        self._breaker.failed()
+        if isinstance(error, aiohttp.ClientSSLError):  # another attempt would end as this one
+            _log.error("TLS with the registry failed", registry=self._name, problem=str(error)[:300])
+            message = f"The registry {self._name!r} and the gateway do not trust each other; nothing was forwarded."
+            return RegistryUnavailable(message)
+        return _NotDoneError(RegistryUnavailable(self._unreachable()))
+
+    def _unreachable(self) -> str:
+        return f"The registry {self._name!r} cannot be reached; nothing was forwarded."
+
+    def _no_answer(self, error: Exception, *, writes: bool) -> Exception:
+        """Judge a connection that broke, or stayed silent, before the first byte of an answer."""
+        self._breaker.failed()
+        if self._root.startswith("https:") and isinstance(error, aiohttp.ServerDisconnectedError):
+            # in TLS 1.3 a server refuses a client's certificate after the handshake, and all that is seen is an end
+            _log.error(
+                "closed over TLS without an answer; does it want another client certificate?", registry=self._name
+            )
+        lost = self._lost(writes=writes)
+        if isinstance(lost, RegistryUnavailable) and not isinstance(error, TimeoutError):
+            return _NotDoneError(lost)
+        return lost
 
     def _translate(self, response: aiohttp.ClientResponse, raw: bytes, *, writes: bool) -> Answer:
         status = response.status
@@ -124,11 +229,16 @@ class HttpTransport:
             return Answer(status, raw, kind)
         document = _object(raw)
         code = str(document.get("error_code") or "")
-        if status in (502, 504) or (status >= 500 and not code):
-            raise self._lost(writes=writes)
+        after = _retry_after(response.headers.get("retry-after"))
+        if status in (502, 504) or (status >= 500 and status != 503 and not code):
+            lost = self._lost(writes=writes)
+            if status in (502, 504) and isinstance(lost, RegistryUnavailable):
+                raise _NotDoneError(lost)
+            raise lost
         if status == 503 or status < 400:
             message = f"The registry {self._name!r} is not able to answer now (status {status})."
-            raise RegistryUnavailable(message)
+            unable = RegistryUnavailable(message, retry_after=after)
+            raise _NotDoneError(unable) if status == 503 else unable
         if status == 401:
             message = f"The registry {self._name!r} does not accept the gateway's own credential."
             raise RegistryUnavailable(message)
@@ -136,7 +246,8 @@ class HttpTransport:
         text = _FAILED if status >= 500 else _without_insides(text)
         given = {name: document.get(name) for name in ("sqlstate", "error_class")}
         classification = {name: v for name, v in given.items() if isinstance(v, str) and _CLASS.fullmatch(v)}
-        raise RegistryRefused(text, status=status, error_code=code or "BAD_REQUEST", classification=classification)
+        code = code or ("REQUEST_LIMIT_EXCEEDED" if status == 429 else "BAD_REQUEST")
+        raise RegistryRefused(text, status=status, error_code=code, classification=classification, retry_after=after)
 
     def _lost(self, *, writes: bool) -> OutcomeUnknown | RegistryUnavailable:
         if writes:
@@ -158,19 +269,51 @@ class HttpTransport:
             headers["traceparent"] = trace
         return headers
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            pool: Any = {"limit": self._connections, "keepalive_timeout": _KEEPALIVE_SECONDS}
-            connector = aiohttp.UnixConnector(self._unix, **pool) if self._unix else aiohttp.TCPConnector(**pool)
-            self._session = aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+    def _client(self, *, files: bool) -> aiohttp.ClientSession:
+        session = self._sessions.get(files)
+        if session is None:
+            pool: Any = {"limit": self._limits[files], "keepalive_timeout": _KEEPALIVE_SECONDS}
+            connector: aiohttp.BaseConnector
+            if self._unix:
+                connector = aiohttp.UnixConnector(self._unix, **pool)
+            else:
+                connector = aiohttp.TCPConnector(ssl=self._tls or True, **pool)
+            session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trace_configs=[_tells_whether_it_waits()],
             )
-        return self._session
+            # aiohttp sends a DELETE or PUT again when a kept connection breaks: a change could be made twice
+            session._retry_connection = False  # noqa: SLF001  # it has no public name
+            self._sessions[files] = session
+        return session
 
     async def close(self) -> None:
-        """Close the pool."""
-        if self._session is not None:
-            await self._session.close()
+        """Close the pools."""
+        for session in self._sessions.values():
+            await session.close()
+
+
+def _tells_whether_it_waits() -> aiohttp.TraceConfig:
+    """Let a call know whether it waits for a free connection of the pool."""
+
+    def says(*, waits: bool) -> Any:
+        async def say(_session: object, context: SimpleNamespace, _parameters: object) -> None:
+            context.trace_request_ctx.waits = waits
+
+        return say
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_queued_start.append(says(waits=True))
+    config.on_connection_queued_end.append(says(waits=False))
+    return config
+
+
+def _retry_after(value: str | None) -> int:
+    """Read Retry-After in seconds, 1 to 60; a date, or anything else, is 1."""
+    digits = (value or "").strip()
+    return min(max(int(digits), 1), _MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", digits) else 1
 
 
 def _without_insides(text: str) -> str:

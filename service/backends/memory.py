@@ -382,7 +382,7 @@ def _fits(row: Document, text: str) -> bool:
             raise RegistryRefused(message, status=400, error_code="INVALID_PARAMETER_VALUE")
         field, comparator, _, wanted = found.groups()
         value = str(row.get("source" if field == "source_path" else field, ""))
-        pattern = ".*".join(re.escape(part) for part in wanted.split("%"))
+        pattern = "".join({"%": ".*", "_": "."}.get(character) or re.escape(character) for character in wanted)
         if (value != wanted) if comparator == "=" else not re.fullmatch(pattern, value, re.DOTALL):
             return False
     return True

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from service.asgi import (
-    ClientGone,
     Receive,
     Scope,
     Send,
@@ -86,8 +85,6 @@ class MlflowEndpoint:
             if error.operation:
                 scope["state"]["recorded"] = True
             await respond(send, *render_error(error))
-        except ClientGone:
-            return
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         registry, path = self._registry_of(scope["raw_path"].decode("ascii"))

@@ -88,8 +88,8 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
     headers = {"content-type": "application/json"}
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
-    if status == 503:
-        headers["retry-after"] = "1"
+    if status in (429, 503):
+        headers["retry-after"] = str(error.retry_after)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
     return status, headers, json.dumps({"error_code": code, "message": detail, **more}).encode()

@@ -136,6 +136,25 @@ CASES = [
     Bad("double slash", "POST", f"{M}//registered-models/create", 400, "//", body={"name": "a"}),
     Bad("dots", "POST", f"{M}/runs/../registered-models/create", 400, "segment", body={"name": "a"}),
     Bad("parameter", "POST", f"{CREATE};x=1", 400, ";", body={"name": "a"}),
+    Bad("trailing slash", "POST", f"{CREATE}/", 404, "No table", body={"name": "a"}),
+    Bad("trailing dot", "POST", f"{CREATE}.", 404, "No table", body={"name": "a"}),
+    Bad("empty last segment", "POST", f"{CREATE}//", 400, "//", body={"name": "a"}),
+    Bad("upper case", "POST", CREATE.replace("create", "Create"), 404, "No table", body={"name": "a"}),
+    Bad("encoded twice", "POST", f"{M}/registered-models%252Fcreate", 404, "No table", body={"name": "a"}),
+    Bad("encoded dot", "POST", f"{M}/runs/%2e%2e/registered-models/create", 400, "encoded", body={"name": "a"}),
+    Bad("one dot", "POST", f"{M}/./registered-models/create", 400, "segment", body={"name": "a"}),
+    Bad("backslash", "POST", f"{M}\\\\registered-models/create", 400, "backslash", body={"name": "a"}),
+    Bad("encoded NUL", "POST", f"{CREATE}%00", 400, "NUL", body={"name": "a"}),
+    Bad("encoded line feed", "POST", f"{CREATE}%0a", 400, "control", body={"name": "a"}),
+    Bad("half a percent", "POST", f"{CREATE}%", 404, "No table", body={"name": "a"}),
+    Bad("nested registry", "POST", f"/registries/main/registries/main{CREATE}", 404, "No table", body={"name": "a"}),
+    Bad("deep JSON", "POST", CREATE, 400, "deep", raw=b"[" * 100 + b"]" * 100),
+    *(
+        Bad(name, "POST", CREATE, 400, name, body={"name": "a"}, headers=[(name, "DELETE")])
+        for name in ("x-http-method-override", "x-http-method", "x-method-override")
+    ),
+    Bad("_method", "POST", f"{CREATE}?_method=DELETE", 400, "_method", body={"name": "a"}),
+    Bad("_method encoded", "POST", f"{CREATE}?a=1&%5Fmethod=DELETE", 400, "_method", body={"name": "a"}),
     Bad(
         "other workspace",
         "POST",
@@ -296,3 +315,34 @@ async def test_public_routes_are_public_and_only_those(running):
         for path in ("/livez/", "/livez/x", "/health", "/version", "/v1/livez"):
             assert (await nobody("GET", path)).status in (400, 401), path
         assert (await nobody("POST", "/livez", {})).status == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("gw.example", 200), ("GW.example:8080", 200), ("other", 400), ("gw.example.", 400), ("gw.example.evil", 400)],
+)
+async def test_only_named_hosts_are_served(running, host, status):
+    async with running(listen={"hosts": ["gw.example"]}) as it:
+        answer = await Client(it.application.asgi)("GET", "/v1/registries", headers=[("host", host)])
+        assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "address"),
+    [
+        ([], [("x-forwarded-for", "203.0.113.9")], "192.0.2.1"),
+        (["192.0.2.0/24"], [("x-forwarded-for", "203.0.113.9")], "203.0.113.9"),
+        (["192.0.2.0/24"], [("x-forwarded-for", "6.6.6.6, 203.0.113.9")], "203.0.113.9"),
+        (["192.0.2.0/24"], [("x-forwarded-for", "203.0.113.9, 192.0.2.7")], "203.0.113.9"),
+        (["192.0.2.0/24"], [("x-forwarded-for", "6.6.6.6, junk, 192.0.2.7")], "192.0.2.7"),
+        (["192.0.2.0/24"], [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "203.0.113.9:99")], "203.0.113.9"),
+        (["192.0.2.0/24"], [("forwarded", 'for=6.6.6.6, for="[2001:db8::1]:99";proto=https')], "2001:db8::1"),
+        (["192.0.2.0/24"], [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "7.7.7.7")], "192.0.2.1"),
+        (["10.0.0.0/8"], [("x-forwarded-for", "203.0.113.9")], "192.0.2.1"),
+        (["192.0.2.0/24"], [("x-real-ip", "203.0.113.9")], "192.0.2.1"),
+    ],
+)
+async def test_whose_word_counts_for_the_address(running, trusted, headers, address):
+    async with running(listen={"trusted_proxies": trusted}) as it:
+        await Client(it.application.asgi, None)("GET", "/v1/registries", headers=headers)
+        assert [event["data"]["actor"]["address"] for event in await it.events()] == [address]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from service import reconciler
@@ -9,6 +11,7 @@ from service.backends.memory import MemoryTransport
 from service.errors import OutcomeUnknown
 from tests.api.test_promotion import promote, register, satisfy
 from tests.client import V1, Client
+from tests.conftest import ROOT
 
 
 class Losing(MemoryTransport):
@@ -107,7 +110,7 @@ async def test_a_lost_answer_ends_as_if_nothing_had_happened(
                 assert await it.application.reconciler.sweep() == 0
                 last = (await it.events(operation=answer.headers["registry-gateway-operation"]))[-1]["data"]
                 assert (last["phase"], last["outcome"]) == ("reconciled", "succeeded" if done else "failed")
-                assert it.application.gateway.unsettled == {}
+                assert len(it.application.gateway.unsettled) == 0
             elif done:
                 answer = await client.rpc(method, path, **message_of(it, path, message))
                 assert answer.status == 200, answer.body
@@ -140,3 +143,81 @@ async def test_the_reconciler_outlives_odd_answers(running):
         assert await it.application.reconciler.sweep() == 1
         it.memory._getRegisteredModel = good
         assert await it.application.reconciler.sweep() == 0
+
+
+def without_times(document):
+    """An answer without what differs from one registry in memory to the next."""
+    if isinstance(document, dict):
+        moving = ("creation_timestamp", "last_updated_timestamp", "run_id", "source")
+        return {key: without_times(value) for key, value in document.items() if key not in moving}
+    return [without_times(item) for item in document] if isinstance(document, list) else document
+
+
+@pytest.mark.parametrize(("rpc", "method", "path", "message"), CHANGES, ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize("done", [True, False])
+async def test_equal_calls_get_the_outcome_of_the_unsettled_one(
+    running, monkeypatch, tmp_path_factory, rpc, method, path, message, done
+):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    async with running(transport=MemoryTransport(), directory=tmp_path_factory.mktemp("r")) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        await prepare(it, client)
+        plain = await client.rpc(method, path, **message_of(it, path, message))
+        expected = await tables(it)
+    async with running(transport=Losing(), directory=tmp_path_factory.mktemp("r")) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        it.application.reconciler._deadlines = {}
+        await prepare(it, client)
+        it.memory.rpc, it.memory.done = rpc, done
+        message = message_of(it, path, message)
+        lost = await client.rpc(method, path, **message)
+        operation = lost.headers["registry-gateway-operation"]
+        digest = next(iter(it.application.gateway.unsettled._pending))
+        pending = it.application.gateway.unsettled.get(digest)
+        repeats = [asyncio.create_task(client.rpc(method, path, **message)) for _ in range(5)]
+        other = await client.be("user:viewer").rpc(method, path, **message)  # joins nothing of another's
+        assert other.status == 403
+        assert not pending._outcome.done()
+        assert await it.application.reconciler.sweep() == 0
+        answers = await asyncio.gather(*repeats)
+        for answer in answers:
+            assert (answer.status, without_times(answer.json)) == (200, without_times(plain.json)), answer.body
+            assert (answer.headers["registry-gateway-operation"] == operation) == done
+        assert len({answer.headers["registry-gateway-operation"] for answer in answers}) == 1
+        assert await tables(it) == expected
+
+
+async def test_a_promotion_by_our_own_route_is_joined_with_its_verdict(running, monkeypatch):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    async with running(transport=Losing()) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        await prepare(it, client)
+        it.memory.rpc = "setRegisteredModelAlias"
+        lost = await promote(client, "2")
+        assert lost.status == 504
+        repeat = asyncio.create_task(promote(client, "2"))
+        while not it.application.gateway.active:
+            await asyncio.sleep(0)
+        assert await it.application.reconciler.sweep() == 0
+        answer = (await repeat).json
+        assert (answer["id"], answer["state"]) == (lost.json["operation"], "succeeded")
+        assert (answer["before"], answer["after"], answer["verdict"]["allowed"]) == ("1", "2", True)
+
+
+async def test_who_lost_the_right_meanwhile_joins_nothing(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("p, user:admin, *, *, *, allow\n")
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(transport=Losing(), access=access, lock_seconds=0.2) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        it.memory.rpc = "createRegisteredModel"
+        assert (await client.rpc("POST", "registered-models/create", name="a")).status == 424
+        pending = await client.rpc("POST", "registered-models/create", name="a")
+        assert (pending.status, pending.json["error_code"]) == (409, "RESOURCE_CONFLICT")
+        rows.write_text("p, user:admin, *, experiments/*, *, allow\n")
+        it.application.authorizer.reload()
+        assert (await client.rpc("POST", "registered-models/create", name="a")).status == 403

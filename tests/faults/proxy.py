@@ -19,6 +19,8 @@ class Proxy:
         self.seen: list[str] = []
         self.swallow_answers_to = ""
         """Requests whose path contains this reach the server; their answer never comes back."""
+        self.lose_requests_to = ""
+        """Requests whose path contains this are taken and never reach the server."""
         self.hold = asyncio.Event()
         self.hold.set()
         """While cleared, nothing is passed on to the server."""
@@ -65,6 +67,8 @@ class Proxy:
                     state["swallow"] = bool(self.swallow_answers_to) and self.swallow_answers_to in line
                     if not line.startswith("GET") and "search" not in line:
                         self.arrived.set()
+                if self.lose_requests_to and self.lose_requests_to.encode() in data:
+                    continue
                 await self.hold.wait()
                 upstream.write(data)
                 await upstream.drain()
