@@ -43,7 +43,8 @@ class PageTokens:
         except (ValueError, binascii.Error):
             raw = b""
         mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(call, body)):
+        same = hmac.compare_digest(mac, self._mac(call, body))
+        if not same or base64.urlsafe_b64encode(raw).decode() != token:  # the last character has spellings
             message = (
                 "The page token was not given by this gateway for this caller and this query, or is older than its "
                 "secret. Begin the search again without page_token."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,12 +30,15 @@ Scopes = Callable[[Principal, str, str, str], Scope]
 
 _MAX_FETCH_ROWS = 1_000
 _MAX_DENSITIES = 10_000
-_MAX_NAMES = 20
+_MAX_CONDITION = 4_000
+"""Characters of the names in a pushed list."""
 _MAX_TRACES = 1_000
 _AT_ONCE = 8
 _PUSHED = re.compile(r"[\w.@ +-]*", re.ASCII)
 """What may stand in a pushed filter: nothing that quotes, escapes or ends it."""
-_ORDER = re.compile(r"\s*(name|timestamp|last_updated_timestamp)(?:\s+(asc|desc))?\s*", re.IGNORECASE)
+
+
+_MOVED = "What you may read has changed since this page token was given; begin the search again without page_token."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +86,30 @@ class Searches:
         listing = call.listing
         assert listing is not None  # the gateway asks for one of the three
         wanted = _rows(request, _LIMITS[listing.items])
-        token = request.message.get("page_token", "")
-        state = self._tokens.read(call, token) if token else None
         kind = "experiments" if listing.items == "experiments" else "models"
         scope = self._scopes(call.principal, backend.name, kind, listing.action)
+        token = request.message.get("page_token", "")
         if scope.is_empty:
+            if request.message.get("filter") or request.message.get("order_by"):  # a wrong one is the registry's error
+                message = {key: value for key, value in request.message.items() if key != "page_token"}
+                probe = dataclasses.replace(request, message={**message, "max_results": 1})
+                await backend.forward(probe, writes=False, trace=call.trace)
             return Answer.of({})
-        order = _order_of(request) if listing.items == "registered_models" else None
-        like = _like(scope)
-        names = [] if like else _few_names(scope)
-        walk: _Walk
-        if names and order is not None and (state is None or state[0] == "names"):
-            walk = _Named(backend, call, request, names, order, state)
-        elif state is not None and state[0] == "names":
-            message = "The policy has changed since this page token was given; begin the search again."
-            raise InvalidRequest(message)
-        else:
-            density = self._densities.get((call.principal.subject, backend.name, listing.items), 1.0)
-            walk = _Paged(backend, call, request, like, state, round(wanted / density * 1.1) if density < 1 else wanted)
-        return await self._collect(call, listing.items, walk, wanted, may)
+        condition = _condition(scope, lists=kind == "models")
+        state = self._tokens.read(call, token) if token else None
+        if state is not None and state[0] != _digest(condition):
+            raise InvalidRequest(_MOVED)
+        density = self._densities.get((call.principal.subject, backend.name, listing.items), 1.0)
+        first = wanted if density >= 1 else round(wanted / density * 1.1)
+        return await self._collect(call, _Pages(backend, call, request, condition, state, first), wanted, may)
 
-    async def _collect(self, call: Call, items: str, walk: _Walk, wanted: int, may: May) -> Answer:
+    async def _collect(self, call: Call, walk: _Pages, wanted: int, may: May) -> Answer:
         listing = call.listing
         assert listing is not None
         rows: list[dict[str, Any]] = []
         seen = 0
         while len(rows) < wanted:
-            page = await walk.next_page(items, wanted - len(rows))
+            page = await walk.next_page(listing.items, wanted - len(rows))
             if page is None:
                 break
             for index, item in page:
@@ -136,7 +137,7 @@ class Searches:
 
     async def _within_experiments(self, backend: Backend, call: Call, request: Request, may: May) -> Answer:
         token = request.message.get("page_token", "")
-        upstream = self._tokens.read(call, token)[0] if token else ""
+        state = self._tokens.read(call, token) if token else None
         items = list(request.message.get(call.experiments, ()))
         gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -152,13 +153,16 @@ class Searches:
         if not kept:  # an empty list would mean every experiment to some servers
             return Answer.of({})
         message = {**request.message, call.experiments: kept}
-        if upstream:
-            message["page_token"] = upstream
+        if state is not None:
+            if state[0] != _digest(kept):
+                raise InvalidRequest(_MOVED)
+            message["page_token"] = state[1]
         answer = await backend.forward(dataclasses.replace(request, message=message), writes=False, trace=call.trace)
         document = answer.document()
         if not document.get("next_page_token"):
             return answer
-        return Answer.of({**document, "next_page_token": self._tokens.write(call, [document["next_page_token"]])})
+        following = self._tokens.write(call, [_digest(kept), document["next_page_token"]])
+        return Answer.of({**document, "next_page_token": following})
 
     async def _within_traces(self, backend: Backend, call: Call, request: Request, may: May) -> Answer:
         trace_ids = list(dict.fromkeys(str(item) for item in request.message.get(call.traces, ())))
@@ -180,23 +184,25 @@ class Searches:
 Row = tuple[int, dict[str, Any]]
 
 
-class _Paged:
-    """Walks the registry's own pages, narrowed to a pattern of names where there is one."""
+class _Pages:
+    """Walks the registry's own pages, narrowed by a condition on names where there is one."""
 
     def __init__(
-        self, backend: Backend, call: Call, request: Request, like: str, state: list[Any] | None, wanted: int
+        self, backend: Backend, call: Call, request: Request, condition: str, state: list[Any] | None, wanted: int
     ) -> None:
         self._backend, self._call, self._request = backend, call, request
-        self._like = like
+        self._condition = condition
         self._next, self._skip, self._size = "", 0, wanted + 1  # one more tells whether there is a next page
         if state is not None:
-            _, self._like, self._next, self._skip, size = state
+            _, self._next, self._skip, size = state
             self._size = size if self._skip else self._size
         self._size = min(self._size, _MAX_FETCH_ROWS)
         self._at = ""
         self._started = False
+        self._may_widen = state is None
 
     async def next_page(self, items: str, missing: int) -> list[Row] | None:
+        """Return the next rows with their index in the page; None after the last page."""
         if self._started and not self._next:
             return None
         if self._started:  # what came so far was not enough: fetch more at once
@@ -212,16 +218,18 @@ class _Paged:
         message.pop("page_token", None)
         if self._at:
             message["page_token"] = self._at
-        if not self._like:
+        if not self._condition:
             return await self._forward(message)
         given = message.get("filter", "")
-        narrowed = {**message, "filter": _and(given, f"name LIKE '{self._like}'")}
+        narrowed = {**message, "filter": f"{given} AND {self._condition}" if given.strip() else self._condition}
         try:
             return await self._forward(narrowed)
-        except RegistryRefused:
-            if not given:
+        except RegistryRefused as error:
+            if not self._may_widen or self._at or error.status != 400:
                 raise
-            return await self._forward(message)  # the caller's own filter is wrong: let the registry say so
+        # the caller's own filter is wrong, and the registry says so itself; or it knows no such condition
+        self._condition = ""
+        return await self._forward(message)
 
     async def _forward(self, message: dict[str, Any]) -> dict[str, Any]:
         request = dataclasses.replace(self._request, message=message)
@@ -229,71 +237,15 @@ class _Paged:
 
     def state_at(self, index: int) -> list[Any]:
         """Say where the row *index* of the present page is."""
-        return ["page", self._like, self._at, index, self._size]
+        return [_digest(self._condition), self._at, index, self._size]
 
     def state_after(self) -> list[Any] | None:
         """Say where the page after the present one begins; None after the last."""
-        return ["page", self._like, self._next, 0, self._size] if self._next else None
+        return [_digest(self._condition), self._next, 0, self._size] if self._next else None
 
 
-class _Named:
-    """Asks for a few names at once and puts them into the order of the search."""
-
-    def __init__(
-        self,
-        backend: Backend,
-        call: Call,
-        request: Request,
-        names: list[str],
-        order: list[tuple[str, bool]],
-        state: list[Any] | None,
-    ) -> None:
-        self._backend, self._call, self._request = backend, call, request
-        self._names, self._order = names, order
-        self._offset = state[1] if state is not None else 0
-        self._started = False
-
-    async def next_page(self, items: str, missing: int) -> list[Row] | None:
-        del missing
-        if self._started:
-            return None
-        self._started = True
-        pages = await asyncio.gather(*(self._fetch(name) for name in self._names))
-        rows = [item for page in pages for item in page.get(items, ())]
-        for field, descending in reversed(self._order):
-            rows.sort(key=lambda item: item[field], reverse=descending)  # used before it changes
-        return list(enumerate(rows))[self._offset :]
-
-    async def _fetch(self, name: str) -> dict[str, Any]:
-        message = {**self._request.message, "max_results": 2}
-        message.pop("page_token", None)
-        given = message.get("filter", "")
-        message["filter"] = _and(given, f"name = '{name}'")
-        try:
-            return await self._forward(message)
-        except RegistryRefused:
-            if not given:
-                raise
-            return await self._forward({**message, "filter": given})  # the caller's own filter is wrong
-
-    async def _forward(self, message: dict[str, Any]) -> dict[str, Any]:
-        request = dataclasses.replace(self._request, message=message)
-        return (await self._backend.forward(request, writes=False, trace=self._call.trace)).document()
-
-    def state_at(self, index: int) -> list[Any]:
-        """Say where the row *index* is."""
-        return ["names", index]
-
-    def state_after(self) -> list[Any] | None:
-        """Nothing comes after the one page."""
-        return None
-
-
-_Walk = _Paged | _Named
-
-
-def _and(given: str, clause: str) -> str:
-    return f"{given} AND {clause}" if given.strip() else clause
+def _digest(condition: object) -> str:
+    return hashlib.sha256(repr(condition).encode()).hexdigest()[:16]
 
 
 def _rows(request: Request, limits: _Limits) -> int:
@@ -309,42 +261,19 @@ def _rows(request: Request, limits: _Limits) -> int:
     return wanted
 
 
-def _order_of(request: Request) -> list[tuple[str, bool]] | None:
-    """Read the order of a model search as (field, descending); None where it cannot be told, and MLflow's is kept."""
-    order: list[tuple[str, bool]] = []
-    for clause in request.message.get("order_by", ()):
-        found = _ORDER.fullmatch(str(clause))
-        if found is None:
-            return None
-        field = "name" if found[1].lower() == "name" else "last_updated_timestamp"
-        if field in (item[0] for item in order):
-            return None
-        order.append((field, (found[2] or "").lower() == "desc"))
-    if "name" not in (item[0] for item in order):
-        order.append(("name", False))
-    return order
+def _condition(scope: Scope, *, lists: bool) -> str:
+    """Return a condition on names that all readable ones meet; nothing where it would say too little.
 
-
-def _few_names(scope: Scope) -> list[str]:
-    """Return the names, if they are all there is and few, and each can stand in a filter."""
-    if scope.prefixes or not 0 < len(scope.names) <= _MAX_NAMES:
-        return []
-    return sorted(scope.names) if all(_PUSHED.fullmatch(name) for name in scope.names) else []
-
-
-def _like(scope: Scope) -> str:
-    """Return a pattern of SQL's LIKE that all readable names meet, or nothing where it would say too little.
-
-    Names of one length give ``team-_-2026`` if half of their characters are common, all others a common prefix.
-    Nothing that quotes or escapes stands in it. ``_`` and ``%`` of a name match themselves and more.
+    *lists* says whether the registry's filter knows ``IN``. ``_`` and ``%`` of a name match themselves and more.
     """
-    whole = [*scope.prefixes, *scope.names]
-    if not scope.prefixes and len({len(name) for name in whole}) == 1:
-        mask = "".join(column[0] if len(set(column)) == 1 else "_" for column in zip(*whole, strict=True))
-        if _PUSHED.fullmatch(mask) and mask.count("_") * 2 <= len(mask):
-            return mask
-    found = _PUSHED.match(commonprefix(whole))  # noqa: RUF071  # of names, character by character
-    return f"{found[0]}%" if found and found[0] and (scope.prefixes or len(scope.names) > _MAX_NAMES) else ""
+    if not scope.prefixes and all(_PUSHED.fullmatch(name) for name in scope.names):
+        names = ", ".join(f"'{name}'" for name in sorted(scope.names))
+        if len(scope.names) == 1:
+            return f"name = {names}"
+        if lists and len(names) <= _MAX_CONDITION:
+            return f"name IN ({names})"
+    found = _PUSHED.match(commonprefix([*scope.prefixes, *scope.names]))  # noqa: RUF071  # character by character
+    return f"name LIKE '{found[0]}%'" if found and found[0] else ""
 
 
 def _experiment_id(item: Any) -> str:

@@ -20,6 +20,7 @@ from service.model import Answer, Request
 _CLAUSE = re.compile(r"""(name|run_id|source_path)\s*(=|LIKE)\s*(['"])(.*)\3""", re.DOTALL)
 _RUN_FILTER = re.compile(r"^\s*source_run_id\s*=\s*'(.*)'\s*$")
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_LIST = re.compile(r"name IN \((.*)\)", re.DOTALL)
 Document = dict[str, Any]
 
 
@@ -376,6 +377,10 @@ class MemoryTransport:
 def _fits(row: Document, text: str) -> bool:
     """Tell whether *row* meets a filter: clauses ``field = '…'`` and ``field LIKE '…%'`` joined by AND."""
     for clause in filter(None, re.split(r"\s+AND\s+", text.strip())):
+        if listed := _LIST.fullmatch(clause):
+            if row.get("name") not in re.findall(r"'([^']*)'", listed[1]):
+                return False
+            continue
         found = _CLAUSE.fullmatch(clause)
         if found is None:
             message = f"Invalid clause(s) in filter string: {clause!r}"

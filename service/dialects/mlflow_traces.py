@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from service.change import OfExperiment, OfRun, OfTraces
 from service.dialects.mlflow_row import EACH, SUMMED, Body, Message, Row, nothing, text
@@ -11,6 +11,9 @@ from service.model import Need, resource
 from service.strict import check_text, check_version, no_traversal
 
 _SPANS_BYTES = 16 << 20
+_SPANS = "mlflow.trace.spanslocation"
+"""What the client says of a new trace, and the server keeps from then on."""
+_LOCATIONS = frozenset({"mlflow.artifactlocation", _SPANS, "mlflow.trace.archivelocation"})
 _MAX_TRACES = 1_000
 
 
@@ -26,11 +29,25 @@ def _ids(message: Message, field: str) -> tuple[str, ...]:
     return found
 
 
+def _tag(message: Message) -> tuple[Need, ...]:
+    """Where a trace's files are is the registry's to say: MLflow's server reads what this tag names."""
+    _refuse_locations([message.get("key", ""), *(str(tag.get("key", "")) for tag in message.get("tags", ()))])
+    return _trace("run:update", "request_id" if "request_id" in message else "trace_id")(message)
+
+
+def _refuse_locations(keys: Iterable[str]) -> None:
+    for key in keys:
+        if key.casefold() in _LOCATIONS:
+            problem = f"The tag {key!r} says where the trace is stored; it cannot be set or deleted."
+            raise InvalidRequest(problem)
+
+
 def _start(message: Message) -> tuple[Need, ...]:
     """Starting a trace under an identifier that exists writes over it: MLflow even moves it to another experiment."""
     info = message.get("trace", {}).get("trace_info", {})
     location = info.get("trace_location", {}).get("mlflow_experiment", {})
     experiment_id = text(location, "experiment_id")
+    _refuse_locations(key for key in info.get("tags", ()) if key.casefold() != _SPANS)
     for assessment in info.get("assessments", ()):
         if assessment.get("trace_id", info.get("trace_id")) != info.get("trace_id"):
             problem = "An assessment names another trace than the one it stands in."
@@ -46,6 +63,7 @@ def _export(message: Message) -> tuple[Need, ...]:
 
 
 def _start_v2(message: Message) -> tuple[Need, ...]:
+    _refuse_locations(str(tag.get("key", "")) for tag in message.get("tags", ()))
     return (Need("run:create", OfExperiment(text(message, "experiment_id"))),)
 
 
@@ -93,7 +111,7 @@ def _trace_artifact(message: Message) -> tuple[Need, ...]:
 _TRACES = {
     "startTraceV3": Row(_start, SUMMED, max_body_bytes=_SPANS_BYTES),
     "startTrace": Row(_start_v2, SUMMED),
-    "endTrace": Row(_trace("run:update", "request_id"), SUMMED),
+    "endTrace": Row(_tag, SUMMED),
     "getTraceInfoV3": Row(_trace("run:read")),
     "getTraceInfo": Row(_trace("run:read", "request_id")),
     "getTrace": Row(_trace("run:read")),
@@ -105,10 +123,10 @@ _TRACES = {
     "queryTraceMetrics": Row(nothing, experiments="experiment_ids"),
     "deleteTraces": Row(_delete, EACH),
     "deleteTracesV3": Row(_delete, EACH),
-    "setTraceTag": Row(_trace("run:update", "request_id"), SUMMED),
-    "setTraceTagV3": Row(_trace("run:update"), SUMMED),
-    "deleteTraceTag": Row(_trace("run:update", "request_id"), SUMMED),
-    "deleteTraceTagV3": Row(_trace("run:update"), SUMMED),
+    "setTraceTag": Row(_tag, SUMMED),
+    "setTraceTagV3": Row(_tag, SUMMED),
+    "deleteTraceTag": Row(_tag, SUMMED),
+    "deleteTraceTagV3": Row(_tag, SUMMED),
     "linkTracesToRun": Row(_link_to_run, SUMMED),
     "linkPromptsToTrace": Row(_link_prompts, SUMMED),
     "GetAssessment": Row(_assessment("run:read")),

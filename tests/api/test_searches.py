@@ -146,6 +146,17 @@ async def test_experiments_and_versions_are_narrowed_too(real):
     assert (await admin.be("user:viewer").rpc("GET", "registered-models/search")).json == {}
 
 
+async def test_a_walk_ends_when_the_rights_change(real):
+    admin, _ = real
+    lead = admin.be("user:lead")
+    page = await lead.rpc("GET", "registered-models/search", max_results=1)
+    token = page.json["next_page_token"]
+    searches = admin.app._dialect._gateway._searches
+    searches._scopes = lambda *_: Scope(names=frozenset({"another", "set"}))
+    answer = await lead.rpc("GET", "registered-models/search", max_results=1, page_token=token)
+    assert (answer.status, "begin the search again" in answer.json["message"]) == (400, True)
+
+
 @pytest.mark.parametrize(("path", "most"), [("registered-models/search", 1_000), ("model-versions/search", 200_000)])
 async def test_the_bounds_of_max_results_are_mlflows(running, path, most):
     async with running() as it:

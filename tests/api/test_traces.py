@@ -144,6 +144,25 @@ async def test_a_trace_is_not_written_over_from_another_experiment(gateway):
     assert located["mlflow_experiment"]["experiment_id"] == theirs_id
 
 
+@pytest.mark.parametrize("key", ["mlflow.artifactLocation", "MLFLOW.ARTIFACTLOCATION", "mlflow.trace.spansLocation"])
+async def test_where_a_traces_files_are_cannot_be_changed(gateway, key):
+    _, admin, mine, mine_id, _ = gateway
+    trace_id, _ = await start(mine, mine_id)
+    before = (await admin("GET", f"{V3}/traces/{trace_id}")).json["trace"]["trace_info"]["tags"]
+    away = {"key": key, "value": "file:///etc"}
+    for method, target, body in (
+        ("PATCH", f"{V3}/traces/{trace_id}/tags", away),
+        ("PATCH", f"/api/2.0/mlflow/traces/{trace_id}/tags", away),
+        ("DELETE", f"{V3}/traces/{trace_id}/tags", {"key": key}),
+        ("PATCH", f"/api/2.0/mlflow/traces/{trace_id}", {"timestamp_ms": 2, "status": "OK", "tags": [away]}),
+    ):
+        assert (await admin(method, target, body)).status == 400
+    _, started = await start(mine, mine_id, tags={"mlflow.artifactLocation": "file:///etc"})
+    assert started.status == 400
+    after = (await admin("GET", f"{V3}/traces/{trace_id}")).json["trace"]["trace_info"]["tags"]
+    assert after == before
+
+
 async def test_an_assessment_of_another_trace_is_not_smuggled_in(gateway):
     _, admin, mine, mine_id, theirs_id = gateway
     trace_id, _ = await start(mine, mine_id)
