@@ -83,7 +83,7 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
     if isinstance(error, GateClosed):
         failed = [f for f in error.verdict.findings if not f.passed]
         detail += "".join(f"\n- {finding.rule}: {finding.because}" for finding in failed)
-    if error.operation and not isinstance(error, RegistryRefused):  # the registry's own words stay its own
+    if error.operation and not isinstance(error, RegistryRefused | NotFound):  # the registry's own words
         detail += f"\n(operation {error.operation})"
     headers = {"content-type": "application/json"}
     if status == 401:
