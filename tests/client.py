@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from typing import Any
@@ -70,7 +71,9 @@ class Client:
         incoming = iter([{"type": "http.request", "body": raw or b"", "more_body": False}])
 
         async def receive() -> dict[str, Any]:
-            return next(incoming, {"type": "http.disconnect"})
+            for event in incoming:
+                return event
+            return await asyncio.Future()  # a client that waits for its answer
 
         async def send(event: dict[str, Any]) -> None:
             sent.append(event)

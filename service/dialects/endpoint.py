@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from service.asgi import (
+    ClientGone,
     Receive,
     Scope,
     Send,
@@ -101,7 +102,7 @@ class MlflowEndpoint:
         if dropped:
             self._dropped(len(dropped))
         answer = await self._gateway.handle(call)
-        await _write(send, match, answer, dropped)
+        await _write(receive, send, match, answer, dropped)
 
     def _registry_of(self, path: str) -> tuple[str, str]:
         registry = self._default
@@ -197,7 +198,7 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
         raise InvalidRequest(message) from None
 
 
-async def _write(send: Send, match: Match, answer: Answer, dropped: list[str]) -> None:
+async def _write(receive: Receive, send: Send, match: Match, answer: Answer, dropped: list[str]) -> None:
     headers = {**({"content-type": answer.content_type} if answer.content_type else {}), **answer.headers}
     if answer.operation:
         headers["registry-gateway-operation"] = answer.operation
@@ -213,6 +214,20 @@ async def _write(send: Send, match: Match, answer: Answer, dropped: list[str]) -
         await respond(send, answer.status, headers, answer.body)
     else:
         await start(send, answer.status, headers)
-        async for part in answer.stream:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        left = asyncio.create_task(_left(receive))  # the server takes parts for a client that is gone, and says nothing
+        try:
+            async for part in answer.stream:
+                if left.done():
+                    raise ClientGone
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            left.cancel()
+            if isinstance(answer.stream, AsyncGenerator):
+                await answer.stream.aclose()  # closes the connection to the registry
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -29,6 +29,8 @@ class Proxy:
         self._tasks: set[asyncio.Task] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
+        self.returned = 0
+        """Bytes that the server sent back."""
 
     @property
     def url(self) -> str:
@@ -84,10 +86,10 @@ class Proxy:
                     with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                         await side.wait_closed()
 
-    @staticmethod
-    async def _pump_back(answers: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict) -> None:
+    async def _pump_back(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await answers.read(65536):
+                self.returned += len(data)
                 if not state["swallow"]:
                     writer.write(data)
                     await writer.drain()
