@@ -24,8 +24,10 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from service import errors as e
+from service.api import environments as environment_routes
 from service.api import health as health_routes
-from service.api import routes
+from service.api import records as record_routes
+from service.api import versions as version_routes
 from service.api.forwarded import Proxies
 from service.api.front import Front
 from service.api.health import PUBLIC, Health, Metrics
@@ -43,6 +45,7 @@ from service.changes import Changes
 from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
+from service.drift import Drift
 from service.gateway import Gateway
 from service.gather import Gatherer
 from service.governance import Governance
@@ -62,6 +65,7 @@ from service.settings import Configuration, Registry, load
 from service.sinks.stdout import StdoutSink
 from service.spelling import Spelling
 from service.tally import Tally
+from service.watching import Watch
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
@@ -111,6 +115,7 @@ class Application:
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
         seals = Seals(ownership, self.environments, self.trail.now)
+        watch = Watch()
         promoter = Promoter(self.environments, gatherer, self.trail, seals)
         self.gateway = Gateway(
             backends=self.backends,
@@ -119,6 +124,7 @@ class Application:
             promoter=promoter,
             ownership=ownership,
             seals=seals,
+            watch=watch,
             spelling=Spelling(),
             searches=Searches(ownership, self.authorizer.scope, PageTokens(_secret(configuration))),
             tally=Tally(self.trail, settings.audit.sum_seconds),
@@ -128,11 +134,11 @@ class Application:
             join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )
-        self.governance = Governance(self.gateway, self.environments, gatherer)
+        self.drift = Drift(self.gateway, self.environments, settings.drift_seconds)
+        self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift)
         self.reconciler = Reconciler(
             self.gateway,
             self.environments,
-            promoter,
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
@@ -187,6 +193,7 @@ class Application:
         self.gateway.tally.start()
         self.reconciler.start()
         self.health.start()
+        self.drift.start()
         watcher = asyncio.create_task(self._watch_files())
         try:
             yield
@@ -197,6 +204,7 @@ class Application:
             if left:
                 _log.warning("changes left to the reconciler of the next start", count=left)
             await self.reconciler.close()
+            await self.drift.close()
             await self.health.close()
             await self.gateway.tally.close()
             await self.trail.close()
@@ -243,7 +251,13 @@ def build_litestar(**keywords: Any) -> Litestar:
     names = ("caller", "gateway", "governance", "health", "metrics")
     keywords.setdefault("dependencies", {name: _given(None) for name in names})  # enough for the document
     return Litestar(
-        route_handlers=[*routes.HANDLERS, *health_routes.HANDLERS, openapi],
+        route_handlers=[
+            *version_routes.HANDLERS,
+            *environment_routes.HANDLERS,
+            *record_routes.HANDLERS,
+            *health_routes.HANDLERS,
+            openapi,
+        ],
         exception_handlers={
             e.GatewayError: _answer_error,
             HTTPException: _answer_http_error,
@@ -305,7 +319,7 @@ def openapi_document(app: Litestar) -> bytes:
                 if path == "/readyz":
                     operation["responses"]["503"] = {**operation["responses"]["200"], "description": "Unready."}
                 continue
-            statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "502", "503", "504"]
+            statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "422", "502", "503", "504"]
             operation["responses"].update(dict.fromkeys(statuses, answer))
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -329,7 +343,8 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
 
 
 def _caller(request: Request[Any, Any, Any]) -> Caller:
-    return Caller(request.scope["state"]["principal"], client_address(request.scope))
+    state = request.scope["state"]
+    return Caller(state["principal"], client_address(request.scope), state.get("idempotency", ""))
 
 
 def _given(value: object) -> Provide:

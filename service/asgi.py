@@ -16,6 +16,7 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 RenderedError = tuple[int, dict[str, str], bytes]
 """Status, headers and body of an error in the shape its client understands."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+RETRY_HEADER = "retry-after"
 ErrorRenderer = Callable[[GatewayError], RenderedError]
 
 

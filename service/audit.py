@@ -13,10 +13,22 @@ from typing import Any, Protocol
 
 import structlog
 
-from service.effects import Effect, Opened, Posted, Revoked, Settled, Signed, Withdrawn
+from service.effects import (
+    Effect,
+    Opened,
+    Posted,
+    Quarantined,
+    Released,
+    Requested,
+    RequestEnded,
+    Revoked,
+    Settled,
+    Signed,
+    Withdrawn,
+)
 from service.errors import GatewayError
 from service.model import Call, Decision, Principal, Record, Verdict
-from service.records import Approval, Creation, Evidence, LivePeriod
+from service.records import Debt, LivePeriod, PromotionRequest, VersionRecords
 
 MAX_EVENT_BYTES = 16 << 10
 _MAX_TEXT = 512
@@ -35,6 +47,27 @@ class OpenOperation:
     change: Mapping[str, Any] | None
     intent: Event
     at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What a POST with an Idempotency-Key was answered."""
+
+    fingerprint: str
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KnownOperation:
+    """An operation that an Idempotency-Key began."""
+
+    id: str
+    digest: str
+    state: str
+    """``open``, ``unknown``, ``succeeded``, ``failed`` or ``unproven``."""
 
 
 class Journal(Protocol):
@@ -61,17 +94,29 @@ class Journal(Protocol):
     async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
         """List operations that have an intent and no terminal outcome, or *operation* if it is one."""
 
-    async def creation(self, registry: str, model: str, binding: str) -> Creation | None:
-        """Return who registered the version."""
+    async def operation_by_key(self, key: str) -> KnownOperation | None:
+        """Return the newest operation that was begun with this Idempotency-Key (hashed)."""
 
-    async def evidence(self, registry: str, model: str, binding: str) -> list[Evidence]:
-        """List the evidence about a version, oldest first."""
-
-    async def approvals(self, registry: str, model: str, binding: str) -> list[Approval]:
-        """List the approvals of a version, oldest first."""
+    async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
+        """Get all that is recorded of one version."""
 
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
         """List what was live when, in every environment of a model, oldest first."""
+
+    async def verdicts(self, operations: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Map those of *operations* that were judged to the verdict in their last event."""
+
+    async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
+        """Return what is kept by *digest*: ``rules`` or a ``review``."""
+
+    async def answer(self, key: str) -> StoredAnswer | None:
+        """Return what a POST with this Idempotency-Key (hashed) was answered."""
+
+    async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
+        """List what emergencies left, oldest first, each with the model's present name."""
+
+    async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
+        """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
 
     async def live(self) -> list[tuple[str, str, LivePeriod]]:
         """List what is live everywhere by record: registry, model, period."""
@@ -125,6 +170,8 @@ class Operation:
     detail: str = ""
     status: int | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    key: str = ""
+    """sha256 of principal and Idempotency-Key, where one was sent."""
     telemetry: bool = False
     """Nothing about it waits for the journal."""
     intended: bool = False
@@ -151,6 +198,7 @@ class Operation:
             version=getattr(call.change, "version", None) or None,
             reason=getattr(call.change, "reason", ""),
             telemetry=call.record is Record.SUMMED,
+            key=call.key,
         )
 
     def event(self, phase: str, outcome: str | None, source: str, now: float) -> Event:
@@ -188,6 +236,20 @@ class Operation:
         return build_event(
             self.action or "request:refuse", phase, data, source, now, f"{self.registry}/{self.resource}"
         )
+
+
+def _undone(effect: Effect, now: float) -> Effect | None:
+    """Say what takes back a record whose author was told that it is not stored."""
+    match effect:
+        case Posted(evidence=evidence):
+            return Withdrawn(evidence.id)
+        case Signed(approval=approval):
+            return Revoked(approval.id, now)
+        case Quarantined(quarantine=quarantine):
+            return Released(quarantine.id, now)
+        case Requested(request=request):
+            return RequestEnded(request.id, "cancelled", now, request.by)
+    return None
 
 
 def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, now: float, subject: str) -> Event:
@@ -298,7 +360,9 @@ class Trail:
         """
         event = operation.event("intent", None, self._source, self.now())
         operation.at = self.now()  # it may have waited for its turn until now
-        opened = Opened(operation.id, operation.digest, operation.registry, operation.change, operation.at)
+        opened = Opened(
+            operation.id, operation.digest, operation.registry, operation.change, operation.at, operation.key
+        )
         undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
         await self._append(
             [event],
@@ -351,16 +415,20 @@ class Trail:
             JournalUnavailable: nothing is stored.
         """
         late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
-        back: list[Effect] = [
-            Withdrawn(effect.evidence.id) if isinstance(effect, Posted) else Revoked(effect.approval.id, self.now())
-            for effect in effects
-            if isinstance(effect, Posted | Signed)
-        ]
+        back = [undone for effect in effects if (undone := _undone(effect, self.now())) is not None]
         await self._append(
             [operation.event("outcome", "succeeded", self._source, self.now())],
             effects,
             undo=([late.event("outcome", "failed", self._source, self.now())], back),
         )
+
+    async def keep(self, effect: Effect) -> None:
+        """Keep what is no event: rules or a review by digest, an answer by key.
+
+        Raises:
+            JournalUnavailable: it is not kept.
+        """
+        await self._append([], [effect])
 
     async def summed(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Record sums of telemetry, all or none.

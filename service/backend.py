@@ -27,6 +27,9 @@ class Backend(Protocol):
     async def get_model(self, model: str) -> RegisteredModel:
         """Get a registered model with its aliases and stages."""
 
+    def list_models(self) -> AsyncIterator[RegisteredModel]:
+        """Yield every registered model with its aliases and stages."""
+
     async def get_version(self, model: str, version: str) -> ModelVersion:
         """Get a model version."""
 
@@ -74,6 +77,9 @@ class Backend(Protocol):
 
     async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
         """Read the version's ``MLmodel`` file; None if it has none or it cannot be understood."""
+
+    async def get_requirements(self, model: str, version: str) -> list[str] | None:
+        """Read the lines of the version's ``requirements.txt``, comments left out; None if it has none."""
 
     async def list_files(self, path: str, limit: int) -> list[tuple[str, int]] | None:
         """List the files below *path* of the artifact root with their sizes; None if there are more than *limit*."""

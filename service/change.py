@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,20 @@ class Promotion:
     reason: str = ""
     dry_run: bool = False
     if_match: str | None = None
-    rollback: bool = False
+    purpose: str = "promotion"
+    """``promotion``, ``rollback`` (``version`` may be empty: what was live before) or ``emergency``."""
+    ticket: str = ""
+    record: Mapping[str, str] = field(default_factory=dict)
+    """The change record it belongs to: ``id``, ``window``, ``fallback``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """What is live in an environment is taken down by the gateway's own route."""
+
+    model: str
+    environment: str
+    reason: str = ""
 
 
 Change = (
@@ -134,6 +148,7 @@ Change = (
     | TagSet
     | TagDelete
     | Promotion
+    | Retirement
 )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from service.records import Approval, Creation, Evidence, LivePeriod
+from service.records import Approval, Creation, Debt, Evidence, LivePeriod, PromotionRequest, Quarantine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Opened:
     registry: str
     change: Mapping[str, Any] | None
     at: float
+    key: str = ""
+    """sha256 of principal and Idempotency-Key, where one was sent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +117,112 @@ class Withdrawn:
     evidence_id: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Archived:
+    """Rules that judge from now on, as they are written, by their digest."""
+
+    digest: str
+    document: Mapping[str, Any]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What an approver was shown, by its digest."""
+
+    digest: str
+    document: Mapping[str, Any]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A version (named by its binding) must not become live again."""
+
+    registry: str
+    model: str
+    binding: str
+    quarantine: Quarantine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Released:
+    """A quarantine was lifted."""
+
+    quarantine_id: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Requested:
+    """Somebody asks for a promotion."""
+
+    registry: str
+    model: str
+    request: PromotionRequest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request for a promotion was completed or cancelled."""
+
+    request_id: str
+    state: str
+    at: float
+    by: str
+    operation: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owed:
+    """An emergency passed rules; somebody else has to review it."""
+
+    debt: Debt
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Paid:
+    """A debt was closed by a review."""
+
+    debt_id: str
+    at: float
+    by: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answered:
+    """What a POST with an Idempotency-Key was answered."""
+
+    key: str
+    """sha256 of principal and key."""
+    fingerprint: str
+    """sha256 of method, path, query and body."""
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    at: float
+
+
 Effect = (
-    Opened | Settled | Registered | MadeLive | TakenDown | Deleted | Renamed | Posted | Signed | Revoked | Withdrawn
+    Opened
+    | Settled
+    | Registered
+    | MadeLive
+    | TakenDown
+    | Deleted
+    | Renamed
+    | Posted
+    | Signed
+    | Revoked
+    | Withdrawn
+    | Archived
+    | Reviewed
+    | Quarantined
+    | Released
+    | Requested
+    | RequestEnded
+    | Owed
+    | Paid
+    | Answered
 )

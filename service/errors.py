@@ -110,6 +110,12 @@ class OperationPending(GatewayError):
     code, title = "operation-pending", "An equal operation is unsettled"
 
 
+class IdempotencyKeyReused(GatewayError):
+    """The Idempotency-Key belongs to another request of the same principal. Nothing was forwarded."""
+
+    code, title = "idempotency-key-reused", "The Idempotency-Key was used before"
+
+
 class Busy(GatewayError):
     """A lock was not had in time. Nothing was forwarded; try again."""
 

@@ -17,6 +17,7 @@ from service.change import (
     OfArtifact,
     OutsideSource,
     Promotion,
+    Retirement,
     StageSet,
     VersionCreate,
 )
@@ -25,18 +26,20 @@ from service.effects import Deleted, Effect, MadeLive, Registered, Renamed, Take
 from service.errors import (
     Denied,
     GatewayError,
+    IdempotencyKeyReused,
     InvalidRequest,
     JournalUnavailable,
     NotFound,
     OperationPending,
     OutcomeUnknown,
 )
-from service.guard import Guard
+from service.guard import Guard, live_version, marked_versions
 from service.joining import read_back
+from service.marking import take_marks
 from service.model import Answer, Call, Decision, Need, Principal, Record, resource
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
-from service.promotion.gate import Environment, Mark
+from service.promotion.gate import Environment, Mark, Purpose
 from service.provenance import check_run
 from service.records import Creation, binding_of
 from service.references import check_deletion
@@ -44,7 +47,8 @@ from service.seals import Seals, written
 from service.searching import Searches
 from service.spelling import Spelling
 from service.tally import Measured, Tally
-from service.unsettled import Pending, Unsettled
+from service.unsettled import Outcome, Pending, Unsettled
+from service.watching import Watch
 
 T = TypeVar("T")
 Decide = Callable[[Principal, str, str, str], Decision]
@@ -67,6 +71,7 @@ class Gateway:
         spelling: Spelling,
         tally: Tally,
         searches: Searches,
+        watch: Watch,
         sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
         join_seconds: float = 10.0,
@@ -88,6 +93,7 @@ class Gateway:
         self._spelling = spelling
         self.tally = tally
         self._searches = searches
+        self._watch = watch
         self.unsettled = Unsettled()
         self._join_seconds = join_seconds
         self.active: set[str] = set()
@@ -180,6 +186,12 @@ class Gateway:
 
         return await self._changes.run(locked())
 
+    def follow(self, effects: Iterable[Effect]) -> None:
+        """Follow in memory what was just recorded: seals, and those who wait for what is live."""
+        effects = list(effects)
+        self.seals.apply(effects)
+        self._watch.apply(effects)
+
     def decides(self, principal: Principal, registry: str, where: str, action: str) -> Decision:
         """Decide without a call, for answers that are cut down to what the caller may read."""
         return self._decide(principal, registry, where, action)
@@ -216,7 +228,10 @@ class Gateway:
         self.active.add(operation.id)
         try:
             environment = self._guard.promotes(backend.name, call.change)
-            if environment is not None:
+            if isinstance(call.change, Retirement):
+                assert environment is not None  # Guard.promotes found it, or refused
+                await self._authorize_retirement(backend, call, environment, operation)
+            elif environment is not None:
                 await self._authorize_promotion(backend, call, environment, operation)
             return await self._carry_out_or_join(backend, call, environment, operation)
         except GatewayError as error:
@@ -237,6 +252,13 @@ class Gateway:
             pending = self.unsettled.get(operation.digest)
             if pending is None:
                 try:
+                    if (
+                        operation.key
+                        and (answer := await self._done_before(backend, call, environment, operation)) is not None
+                    ):
+                        return answer
+                    if isinstance(call.change, Retirement) and environment is not None:
+                        return await self._retire(backend, call.change, environment, operation)
                     if environment is not None:
                         return await self._promote(backend, call, environment, operation)
                     return await self._change_otherwise(backend, call, operation)
@@ -253,10 +275,7 @@ class Gateway:
         Raises:
             OperationPending: the outcome is still unknown. Nothing was forwarded again.
         """
-        if environment is None and isinstance(call.change, AliasDelete | StageSet):  # retiring may have been enough
-            await self._refuse_denied_by_row(backend, call, call.needs, operation)
-        elif environment is None:
-            await self.authorize(backend, call.needs, operation)
+        await self._authorize_again(backend, call, environment, operation)
         outcome = await pending.outcome(self._join_seconds)
         if outcome.state == "unknown":
             message = f"The same call is unsettled as operation {pending.operation}; it was not forwarded again."
@@ -273,6 +292,40 @@ class Gateway:
         await self.trail.noted(operation)
         return dataclasses.replace(answer, revision=operation.decision.revision)
 
+    async def _authorize_again(
+        self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
+    ) -> None:
+        """Decide what a call needs that is answered by an equal one."""
+        if environment is None and isinstance(call.change, AliasDelete | StageSet):  # retiring may have been enough
+            await self._refuse_denied_by_row(backend, call, call.needs, operation)
+        elif environment is None:
+            await self.authorize(backend, call.needs, operation)
+
+    async def _done_before(
+        self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
+    ) -> Answer | None:
+        """Answer what this Idempotency-Key did already, where its answer was lost; None if it did nothing.
+
+        Raises:
+            OperationPending: it is not known yet. Nothing was forwarded again.
+        """
+        known = await self.trail.journal.operation_by_key(operation.key)
+        if known is None or known.state == "failed":
+            return None
+        await self._authorize_again(backend, call, environment, operation)
+        if known.digest != operation.digest:
+            message = "This Idempotency-Key was sent with another route or body; take a new one."
+            raise IdempotencyKeyReused(message)
+        if known.state != "succeeded":
+            message = f"The operation {known.id} of this Idempotency-Key is unsettled; it was not forwarded again."
+            raise OperationPending(message)
+        events = await self.trail.journal.operation_events(known.id)
+        done = Outcome("succeeded", str(events[-1]["data"]["version"] or ""))
+        answer = await read_back(backend, self.trail.journal, call.change, known.id, done)
+        operation.detail = f"The outcome of operation {known.id}, which this Idempotency-Key began."
+        await self.trail.noted(operation)
+        return dataclasses.replace(answer, operation=known.id, revision=operation.decision.revision)
+
     async def _reject(self, operation: Operation, detail: str) -> None:
         """Leave the event of a refusal; where an intent stands already, it stays open for the reconciler."""
         if not operation.intended:
@@ -287,7 +340,11 @@ class Gateway:
         marks = [_need_of(model, mark) for mark in environment.marks]
         await self._refuse_denied_by_row(backend, call, (*call.needs, *marks), operation)
         operation.environment = environment.name
-        need = Need("environment:promote", resource("models", model, "environments", environment.name))
+        purpose = getattr(call.change, "purpose", "promotion")
+        action = {"rollback": "environment:rollback", "emergency": "environment:emergency"}.get(
+            purpose, "environment:promote"
+        )
+        need = Need(action, resource("models", model, "environments", environment.name))
         await self.authorize(backend, (need,), operation)
 
     async def _refuse_denied_by_row(
@@ -306,7 +363,17 @@ class Gateway:
     async def _promote(self, backend: Backend, call: Call, environment: Environment, operation: Operation) -> Answer:
         change = call.change
         if isinstance(change, Promotion):
-            asked = Asked(change.model, change.version, call.principal, change.reason, change.dry_run, change.if_match)
+            asked = Asked(
+                change.model,
+                change.version,
+                call.principal,
+                change.reason,
+                change.dry_run,
+                change.if_match,
+                Purpose(change.purpose),
+                change.ticket,
+                change.record,
+            )
         else:
             assert isinstance(change, AliasSet | StageSet)  # Guard.promotes knows no others
             asked = Asked(change.model, change.version, call.principal)
@@ -317,8 +384,35 @@ class Gateway:
             operation.environment, operation.action, operation.resource, operation.decision = asked_for
 
         result = await self._promoter.promote(backend, environment, asked, operation, retire)
-        self.seals.apply(result.effects)
+        self.follow(result.effects)
         return Answer(200, promotion=result, operation=operation.id, revision=operation.decision.revision)
+
+    async def _retire(
+        self, backend: Backend, change: Retirement, environment: Environment, operation: Operation
+    ) -> Answer:
+        """Take down what is live. Rules are not asked; the model's lock is held.
+
+        Raises:
+            NotFound: nothing is live in the environment.
+        """
+        model = await backend.get_model(change.model)
+        live = live_version(model, environment)
+        if live is None and not any(marked_versions(model, mark) for mark in environment.marks):
+            message = f"Nothing is live in {environment.name!r}."
+            raise NotFound(message)
+        operation.before, operation.after = {"version": live}, {"version": None}
+        operation.change = {**(operation.change or {}), "ended": (environment.name,)}
+        await self.trail.intent(operation)
+        try:
+            operation.notes += [f"taken: {mark}" for mark in await take_marks(backend, model, environment)]
+        except GatewayError as error:
+            operation.detail, error.operation = error.detail, operation.id
+            await self.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
+            raise
+        effects = [TakenDown(backend.name, change.model, (environment.name,), self.trail.now())]
+        await self.trail.outcome(operation, "succeeded", effects)
+        self.follow(effects)
+        return dataclasses.replace(Answer.of({"before": live}), operation=operation.id)
 
     async def _change_otherwise(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         """Carry out a change that promotes nothing by itself. The model's lock is held."""
@@ -326,12 +420,17 @@ class Gateway:
             retired = await self._guard.retires(backend, call.change)
         except NotFound:
             retired = []  # nothing is marked; the registry will say so to those who may ask
-        if retired and isinstance(call.change, AliasDelete | StageSet):
+        asked = [item for item in retired if item.enforced]
+        if asked and isinstance(call.change, AliasDelete | StageSet):
             await self._refuse_denied_by_row(backend, call, call.needs, operation)
         else:  # deleting or renaming is more than taking down: both are asked
             await self.authorize(backend, call.needs, operation)
-        for item in retired:
+        for item in asked:
             await self._authorize_retirement(backend, call, item.environment, operation)
+        operation.notes += [
+            f"{item.environment.name}: taken down, not enforced" for item in retired if item not in asked
+        ]
+        observed = await self._observe(backend, call, operation)
         await self._spelling.check(backend, call)
         with self.seals.writing(backend, call):  # from before the check: nothing is judged in between
             await self.seals.check(backend, call)
@@ -339,13 +438,40 @@ class Gateway:
             if isinstance(call.change, VersionCreate):
                 model_id = str(call.request.message.get("model_id", "")) if call.request else ""
                 await check_run(backend, call.change, model_id)
-            follows = await self._judge_carried(backend, call, operation)
+            follows = [*await self._judge_carried(backend, call, operation), *observed]
             ended = tuple(item.environment.name for item in retired if item.ends)
             if operation.change is not None:  # so that the reconciler knows what follows from it
                 carried = [dataclasses.asdict(e) for e in follows]
                 operation.change = {**operation.change, "ended": ended, "carried": carried}
             await self.trail.intent(operation)
             return await self._forward_change(backend, call, operation, ended, follows)
+
+    async def _observe(self, backend: Backend, call: Call, operation: Operation) -> list[MadeLive]:
+        """Judge for the record what an environment that is not enforced would have said; change no answer."""
+        environment = self._guard.observes(backend.name, call.change)
+        if environment is None:
+            return []
+        assert isinstance(call.change, AliasSet | StageSet)  # Guard.observes knows no others
+        change = call.change
+        need = Need("environment:promote", resource("models", change.model, "environments", environment.name))
+        assert isinstance(need.resource, str)  # built from parts
+        if not self._decide(call.principal, backend.name, need.resource, need.action).allowed:
+            operation.notes.append(f"would_refuse: no policy allows {need.action} on {need.resource}")
+        operation.change = {**(operation.change or {}), "observed": True}
+        asked = Asked(change.model, change.version, call.principal)
+        await self._promoter.observe(backend, environment, asked, operation)
+        first = environment.marks[0]
+        if (first.kind, first.value) not in (
+            ("alias", getattr(change, "alias", "")),
+            ("stage", getattr(change, "stage", "")),
+        ):
+            return []  # another mark: what is live stays
+        operation.after = {"version": change.version}
+        try:
+            version = await backend.get_version(change.model, change.version)
+            return [await self._promoter.made_live(backend, environment, version, operation)]
+        except GatewayError:
+            return []  # the registry will say so
 
     async def _authorize_retirement(
         self, backend: Backend, call: Call, environment: Environment, operation: Operation
@@ -362,10 +488,11 @@ class Gateway:
         for item in await self._guard.carries(backend, call.change):
             assert isinstance(call.change, ModelRename)  # only renames carry
             name = call.change.new_name
-            marks = [_need_of(name, mark) for mark in item.environment.marks]
-            await self._refuse_denied_by_row(backend, call, marks, operation)
-            need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
-            await self.authorize(backend, (need,), operation)
+            if item.environment.enforced:
+                marks = [_need_of(name, mark) for mark in item.environment.marks]
+                await self._refuse_denied_by_row(backend, call, marks, operation)
+                need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
+                await self.authorize(backend, (need,), operation)
             asked = Asked(call.change.model, item.version, call.principal)
             version = await self._promoter.judge_carried(backend, item.environment, asked, operation)
             live = await self._promoter.made_live(backend, item.environment, version, operation)
@@ -388,7 +515,7 @@ class Gateway:
         operation.status = answer.status
         effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         await self.trail.outcome(operation, "succeeded", effects)
-        self.seals.apply(effects)
+        self.follow(effects)
         return dataclasses.replace(answer, operation=operation.id, revision=operation.decision.revision)
 
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from service.audit import Journal
 from service.backend import Backend
 from service.errors import Conflict, NotFound
+from service.guard import live_version
 from service.model import Principal
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
-from service.provenance import Origin, artifact_digest, find_origin, run_behind
-from service.records import Creation, Evidence, LivePeriod, ModelVersion, Run
+from service.provenance import Origin, artifact_digest, find_origin, run_behind, size_of
+from service.records import ModelVersion, Run
 
 T = TypeVar("T")
+_ALL = frozenset(Source)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Who asks for a promotion, why, and under which change record."""
+
+    principal: Principal
+    reason: str = ""
+    change: Mapping[str, str] = field(default_factory=dict)
 
 
 class Gatherer:
@@ -32,27 +44,60 @@ class Gatherer:
         environment: Environment,
         candidate: ModelVersion,
         incumbent: ModelVersion | None,
-        principal: Principal,
-        reason: str,
+        question: Question,
         origin: Origin | None,
+        *,
+        everything: bool = False,
     ) -> Facts:
-        """Fetch what *environment* needs to judge *candidate*, whose *origin* was found before.
+        """Fetch what *environment* needs to judge *candidate*, whose *origin* was found before; or *everything*.
 
         Raises:
             RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
         """
-        records = self._journal
-        here = (backend.name, candidate.model, candidate.binding)
-        judged, live, evidence, approvals = await asyncio.gather(
-            self._version(backend, candidate, environment.sources("candidate"), origin),
-            self._incumbent(backend, environment, candidate, incumbent, origin),
-            records.evidence(*here) if environment.names("evidence") else _nothing(list[Evidence]()),
-            records.approvals(*here),
+        records, judged, live = await asyncio.gather(
+            self._journal.version(backend.name, candidate.model, candidate.binding),
+            self._version(backend, candidate, _ALL if everything else environment.sources("candidate"), origin),
+            self._incumbent(backend, environment, candidate, incumbent, origin, everything=everything),
         )
         digest = None
-        if evidence or approvals or Source.DIGEST in environment.sources("candidate"):
-            digest = await _digest(backend, origin)  # a record is about the files its author saw
-        return Facts(judged, live, evidence, approvals, principal, reason, self._now(), digest)
+        if everything or records.evidence or records.approvals or Source.DIGEST in environment.sources("candidate"):
+            digest = await digest_of(backend, origin)  # a record is about the files its author saw
+        now = self._now()
+        asking = [item for item in records.requests if item.state == "open" and item.expires > now]
+        return Facts(
+            candidate=replace(judged, creation=records.creation, periods=records.periods),
+            incumbent=live,
+            evidence=records.evidence,
+            approvals=records.approvals,
+            principal=question.principal,
+            reason=question.reason,
+            now=now,
+            artifact_digest=digest,
+            incumbent_binding=incumbent.binding if incumbent is not None else "",
+            askers=frozenset(who for item in asking for who in (item.by, *item.persons)),
+            quarantine=records.quarantine.reason if records.quarantine else None,
+            change=question.change,
+        )
+
+    async def about(
+        self,
+        backend: Backend,
+        environment: Environment,
+        version: ModelVersion,
+        question: Question,
+        *,
+        everything: bool = False,
+    ) -> Facts:
+        """Fetch the same for a version alone: what is live and where it comes from are looked up first.
+
+        Raises:
+            RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
+        """
+        model, origin = await asyncio.gather(backend.get_model(version.model), find_origin(backend, version))
+        live, incumbent = live_version(model, environment), None
+        if live is not None:
+            incumbent = version if live == version.version else await backend.get_version(version.model, live)
+        return await self.facts(backend, environment, version, incumbent, question, origin, everything=everything)
 
     async def _incumbent(
         self,
@@ -61,36 +106,48 @@ class Gatherer:
         candidate: ModelVersion,
         incumbent: ModelVersion | None,
         origin: Origin | None,
+        *,
+        everything: bool,
     ) -> VersionFacts | None:
-        if incumbent is None or not environment.names("incumbent"):
+        if incumbent is None or not (everything or environment.names("incumbent")):
             return None
-        sources = environment.sources("incumbent")
+        sources = _ALL if everything else environment.sources("incumbent")
         if incumbent.version == candidate.version and incumbent.model == candidate.model:
-            return await self._version(backend, candidate, sources, origin)
+            facts = await self._version(backend, candidate, sources, origin)
+            return await self._recorded(backend, facts) if Source.RECORD in sources else facts
         return await self.version(backend, incumbent, sources)
 
     async def version(self, backend: Backend, version: ModelVersion, sources: frozenset[Source]) -> VersionFacts:
         """Fetch *sources* of one version."""
-        origin = await find_origin(backend, version) if Source.RUN in sources else None
-        return await self._version(backend, version, sources, origin)
+        needs_origin = sources & {Source.RUN, Source.SIZE}
+        origin = await find_origin(backend, version) if needs_origin else None
+        facts = await self._version(backend, version, sources, origin)
+        return await self._recorded(backend, facts) if Source.RECORD in sources else facts
+
+    async def _recorded(self, backend: Backend, facts: VersionFacts) -> VersionFacts:
+        version = facts.version
+        records = await self._journal.version(backend.name, version.model, version.binding)
+        return replace(facts, creation=records.creation, periods=records.periods)
 
     async def _version(
         self, backend: Backend, version: ModelVersion, sources: frozenset[Source], origin: Origin | None
     ) -> VersionFacts:
+        """Fetch what the registry has; the records are added by who asks."""
         run: Run | None
-        creation: Creation | None
-        periods: list[LivePeriod]
-        run, mlmodel, creation, periods = await asyncio.gather(
+        run, mlmodel, size, requirements = await asyncio.gather(
             _run(backend, version, origin) if Source.RUN in sources else _nothing(None),
             backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else _nothing(None),
-            self._journal.creation(backend.name, version.model, version.binding)
-            if Source.RECORD in sources
+            size_of(backend, origin) if Source.SIZE in sources and origin is not None else _nothing(None),
+            backend.get_requirements(version.model, version.version)
+            if Source.REQUIREMENTS in sources
             else _nothing(None),
-            self._journal.periods(backend.name, version.model)
-            if Source.RECORD in sources
-            else _nothing(list[LivePeriod]()),
         )
-        return VersionFacts(version, run, mlmodel, creation, periods)
+        return VersionFacts(version, run, mlmodel, size=size, requirements=requirements)
+
+    async def commit(self, backend: Backend, version: ModelVersion, origin: Origin | None) -> str | None:
+        """Return the git commit that made *version*, by its run; None where it is not known."""
+        run = await _run(backend, version, origin)
+        return (run.tags.get("mlflow.source.git.commit") or None) if run else None
 
 
 async def _run(backend: Backend, version: ModelVersion, origin: Origin | None) -> Run | None:
@@ -103,7 +160,8 @@ async def _run(backend: Backend, version: ModelVersion, origin: Origin | None) -
         return None
 
 
-async def _digest(backend: Backend, origin: Origin | None) -> str | None:
+async def digest_of(backend: Backend, origin: Origin | None) -> str | None:
+    """Return the digest of a version's files; None where nothing can be bound to them."""
     if origin is None:
         return None
     try:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.backend import Backend
-from service.change import AliasDelete, AliasSet, Change, ModelDelete, ModelRename, Promotion, StageSet, VersionDelete
+from service.change import (
+    AliasDelete,
+    AliasSet,
+    Change,
+    ModelDelete,
+    ModelRename,
+    Promotion,
+    Retirement,
+    StageSet,
+    VersionDelete,
+)
 from service.errors import InvalidRequest, NotFound
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
@@ -18,6 +28,11 @@ class Retired:
 
     environment: Environment
     ends: bool
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the right to retire is asked; elsewhere it is only recorded."""
+        return self.environment.enforced
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +53,13 @@ class Guard:
     def promotes(self, registry: str, change: Change | None) -> Environment | None:
         """Return the environment a change makes a version live in, whatever endpoint it came by.
 
+        One that is not enforced is only found for our own route; see `observes` for the others.
+
         Raises:
             NotFound: our own route names an environment the model does not have.
             InvalidRequest: an alias that differs from a mark in case only, or a guarded stage without archiving.
         """
-        if isinstance(change, Promotion):
+        if isinstance(change, Promotion | Retirement):
             found = self.environments.get(registry, change.model, change.environment)
             if found is None:
                 message = f"The model has no environment {change.environment!r}."
@@ -50,16 +67,27 @@ class Guard:
             return found
         if isinstance(change, AliasSet):
             self._refuse_case_variant(registry, change.model, change.alias)
+        found = self._target(registry, change)
+        if found is None or not found.enforced:
+            return None
+        if isinstance(change, StageSet) and not change.archive:
+            message = (
+                f"The stage {change.stage} marks the environment {found.name!r}, which has one live version: "
+                "send archive_existing_versions."
+            )
+            raise InvalidRequest(message)
+        return found
+
+    def observes(self, registry: str, change: Change | None) -> Environment | None:
+        """Return the environment that a change makes a version live in where that is recorded and not enforced."""
+        found = self._target(registry, change)
+        return found if found is not None and not found.enforced else None
+
+    def _target(self, registry: str, change: Change | None) -> Environment | None:
+        if isinstance(change, AliasSet):
             return self._marked(registry, change.model, "alias", change.alias)
         if isinstance(change, StageSet):
-            found = self._marked(registry, change.model, "stage", change.stage)
-            if found is not None and not change.archive:
-                message = (
-                    f"The stage {change.stage} marks the environment {found.name!r}, which has one live version: "
-                    "send archive_existing_versions."
-                )
-                raise InvalidRequest(message)
-            return found
+            return self._marked(registry, change.model, "stage", change.stage)
         return None
 
     async def retires(self, backend: Backend, change: Change | None) -> list[Retired]:
@@ -115,7 +143,7 @@ class Guard:
 
     def _refuse_case_variant(self, registry: str, model: str, alias: str) -> None:
         for environment in self.environments.of(registry, model):
-            for mark in environment.marks:
+            for mark in environment.marks if environment.enforced else ():
                 if mark.kind == "alias" and mark.value != alias and mark.value.lower() == alias.lower():
                     message = (
                         f"The alias {alias!r} differs only in case from {mark.value!r}, which marks an environment."

@@ -37,19 +37,22 @@ async def _promotion(backend: Backend, journal: Journal, change: Promotion, oper
     events = await journal.operation_events(operation)
     intent: dict[str, Any] = next(event["data"] for event in events if event["data"]["phase"] == "intent")
     verdict = intent["verdict"] or {}
+    version = str(change.version or intent["version"])
     return PromotionResult(
         id=operation,
         state="succeeded",
         dry_run=False,
         before=(intent["before"] or {}).get("version"),
-        after=change.version,
+        after=version,
         verdict=Verdict(
             bool(verdict.get("allowed")),
             verdict.get("rules_digest", ""),
             tuple(
-                Finding(item["rule"], item["passed"], item["because"], tuple(item["missing"]), item["facts"])
+                Finding(**{**item, "missing": tuple(item["missing"]), "self_reported": tuple(item["self_reported"])})
                 for item in verdict.get("findings", ())
             ),
+            verdict.get("mode", "enforce"),
+            tuple(verdict.get("stale_approvals", ())),
         ),
-        version=await backend.get_version(change.model, change.version),
+        version=await backend.get_version(change.model, version),
     )

@@ -16,7 +16,7 @@ from service.records import ModelVersion
 ACTIONS = frozenset(
     {
         *(f"model:{verb}" for verb in ("create", "read", "update", "rename", "delete")),
-        *(f"version:{verb}" for verb in ("create", "read", "update", "delete")),
+        *(f"version:{verb}" for verb in ("create", "read", "update", "delete", "quarantine")),
         *(f"alias:{verb}" for verb in ("read", "set", "delete")),
         *(f"tag:{verb}" for verb in ("set", "delete")),
         "stage:set",
@@ -25,7 +25,7 @@ ACTIONS = frozenset(
         *(f"artifact:{verb}" for verb in ("read", "write", "delete")),
         *(f"approval:{verb}" for verb in ("create", "revoke")),
         "evidence:post",
-        *(f"environment:{verb}" for verb in ("promote", "rollback", "retire", "adopt", "emergency")),
+        *(f"environment:{verb}" for verb in ("promote", "rollback", "retire", "adopt", "emergency", "request")),
         "audit:read",
         *(f"access:{verb}" for verb in ("read", "evaluate", "explain", "assume")),
         *(f"grant:{verb}" for verb in ("read", "change")),
@@ -66,11 +66,15 @@ class Principal:
     issuer: str = "api-key"
     credential: str = ""
     """The identifier of the credential, never the credential."""
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    """What the issuer said about the caller; nothing for an API key."""
+    also: frozenset[str] = frozenset()
+    """Other identities of the same person, by configuration."""
 
     @property
     def persons(self) -> frozenset[str]:
         """Everyone this principal counts as where four eyes are asked."""
-        return frozenset({self.subject} | ({self.acting_for} if self.acting_for else set()))
+        return self.also | {self.subject} | ({self.acting_for} if self.acting_for else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Caller:
 
     principal: Principal
     address: str = ""
+    key: str = ""
+    """sha256 of principal and Idempotency-Key, where one was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +124,48 @@ class Finding:
     because: str
     missing: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    severity: str = "block"
+    """``block``, or ``warn``: said, and it closes nothing."""
+    waived: bool = False
+    """It failed, and an emergency passed it."""
+    self_reported: tuple[str, ...] = ()
+    """The facts among these that the promoted party could write itself."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the gate stays closed for it."""
+        return not self.passed and self.severity == "block" and not self.waived
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All findings of a gate. The zero value is a closed gate."""
+    """All findings of a gate. The zero value is a closed gate that is enforced."""
 
     allowed: bool = False
     rules_digest: str = ""
     findings: tuple[Finding, ...] = ()
+    mode: str = "enforce"
+    """``enforce``; in ``warn`` and ``observe`` a closed gate refuses nothing."""
+    stale_approvals: tuple[Mapping[str, str], ...] = ()
+    """Approvals that do not count any more: ``{by, because}``."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether nothing may be written."""
+        return not self.allowed and self.mode == "enforce"
+
+    @property
+    def would_refuse(self) -> bool:
+        """Whether the gate is closed and not enforced."""
+        return not self.allowed and self.mode != "enforce"
 
     def document(self) -> dict[str, Any]:
         """Give the JSON shape of the contract."""
         return {
             "allowed": self.allowed,
             "rules_digest": self.rules_digest,
+            "mode": self.mode,
+            "would_refuse": self.would_refuse,
             "findings": [
                 {
                     "rule": finding.rule,
@@ -140,9 +173,13 @@ class Verdict:
                     "because": finding.because,
                     "missing": list(finding.missing),
                     "facts": dict(finding.facts),
+                    "severity": finding.severity,
+                    "waived": finding.waived,
+                    "self_reported": list(finding.self_reported),
                 }
                 for finding in self.findings
             ],
+            "stale_approvals": [dict(item) for item in self.stale_approvals],
         }
 
 
@@ -246,6 +283,8 @@ class Call:
     """The repeated field of the message that is cut down to readable traces."""
     address: str = ""
     trace: str = ""
+    key: str = ""
+    """sha256 of principal and Idempotency-Key, where one was sent."""
 
     def digest(self) -> str:
         """Name this call of this principal: equal for a repetition of the same message."""

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import structlog
 
 from service.audit import Operation, Trail
 from service.backend import Backend
-from service.effects import Effect, MadeLive, TakenDown
-from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
-from service.gather import Gatherer
-from service.guard import live_version, marked_versions
+from service.effects import Archived, Effect, MadeLive, Owed, RequestEnded, TakenDown
+from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
+from service.gather import Gatherer, Question
+from service.guard import live_version
+from service.marking import Marking, made_live, missing_marks, staged, write_marks
 from service.model import Principal, PromotionResult, Verdict
 from service.promotion.environments import Environments
-from service.promotion.gate import Environment, Mark
+from service.promotion.gate import Environment, Purpose
 from service.provenance import Origin, behind, find_origin
-from service.records import LivePeriod, ModelVersion, RegisteredModel
+from service.records import Debt, LivePeriod, ModelVersion, RegisteredModel
 from service.seals import Seals
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +34,14 @@ class Asked:
 
     model: str
     version: str
+    """Empty for a rollback to what was live before."""
     principal: Principal
     reason: str = ""
     dry_run: bool = False
     if_match: str | None = None
+    purpose: Purpose = Purpose.PROMOTION
+    ticket: str = ""
+    change: Mapping[str, str] = field(default_factory=dict)
 
 
 Retire = Callable[[Environment], Awaitable[None]]
@@ -45,15 +54,6 @@ def etag(version: ModelVersion | None) -> str:
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
-@dataclass(frozen=True, slots=True)
-class Marking:
-    """Which marks are written on which version, and the model as it was before."""
-
-    marks: list[Mark]
-    model: RegisteredModel
-    candidate: ModelVersion
-
-
 class Promoter:
     """Makes versions live. The caller holds the model's lock."""
 
@@ -63,19 +63,24 @@ class Promoter:
         self._gatherer = gatherer
         self._trail = trail
         self._seals = seals
+        self._archived: set[str] = set()
 
     async def promote(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, retire: Retire
     ) -> PromotionResult:
-        """Make ``asked.version`` live in *environment* if its gate is open.
+        """Make ``asked.version`` live in *environment* if its gate is open or not enforced.
 
         *retire* is asked before another environment loses a mark to this promotion.
 
         Raises:
             NotFound: no such version. Stale: If-Match names something else than what is live.
-            GateClosed: a rule failed. Nothing was written in these cases.
+            GateClosed: a rule failed. Conflict: an emergency before it was not reviewed. Nothing was written.
             OutcomeUnknown: a mark was sent and no answer came; it is read back.
         """
+        if asked.purpose is Purpose.ROLLBACK and not asked.version:
+            asked = replace(asked, version=await self._previous(backend, asked.model, environment))
+            operation.version = asked.version
+            operation.change = {**(operation.change or {}), "version": asked.version}
         candidate, model = await asyncio.gather(
             backend.get_version(asked.model, asked.version), backend.get_model(asked.model)
         )
@@ -96,24 +101,63 @@ class Promoter:
         with sealed:
             verdict = await self._judge(backend, environment, candidate, incumbent, asked, origin)
             operation.verdict = verdict
-            marking = Marking(self.missing_marks(backend.name, model, candidate, environment), model, candidate)
+            marks = missing_marks(self._environments, backend.name, model, candidate, environment)
+            marking = Marking(marks, model, candidate)
             if asked.dry_run:
                 return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
             if not marking.marks and live == asked.version:
                 return await self._say_unchanged(operation, verdict, candidate)
-            if not verdict.allowed:
+            if verdict.refuses:
                 message = (
                     f"The gate of {environment.name!r} is closed for version {asked.version} of {asked.model!r}; "
                     "nothing was written."
                 )
                 raise GateClosed(message, verdict)
+            if asked.purpose is Purpose.EMERGENCY:
+                await self._check_debts(backend.name, environment)
             if any(mark.kind == "stage" for mark in marking.marks):
-                for other in self._staged(backend.name, candidate, environment):
-                    if self._later(other, environment):
+                for other in staged(self._environments, backend.name, candidate, environment):
+                    if self._environments.later(other, environment):
                         await retire(other)
             operation.after = {"version": asked.version}
+            if asked.purpose is Purpose.ROLLBACK:
+                operation.after["commit"] = await self._gatherer.commit(backend, candidate, origin)
             await self._trail.intent(operation)
             return await self._write(backend, environment, asked, operation, marking)
+
+    async def _previous(self, backend: Backend, model: str, environment: Environment) -> str:
+        """Find the version that was live before and may be again.
+
+        Raises:
+            NotFound: there is none.
+        """
+        live = live_version(await backend.get_model(model), environment)
+        periods = await self._trail.journal.periods(backend.name, model)
+        for period in reversed(periods):
+            if period.environment != environment.name or period.kind == "drift" or period.version == live:
+                continue
+            if await self._is_good(backend, model, period):
+                return period.version
+        message = f"No version that was live in {environment.name!r} before can be rolled back to; name one in `to`."
+        raise NotFound(message)
+
+    async def _is_good(self, backend: Backend, model: str, period: LivePeriod) -> bool:
+        try:
+            found = await backend.get_version(model, period.version)
+        except NotFound:
+            return False
+        records = await self._trail.journal.version(backend.name, model, found.binding)
+        return found.binding == period.binding and found.status == "READY" and records.quarantine is None
+
+    async def _check_debts(self, registry: str, environment: Environment) -> None:
+        open_debts = await self._trail.journal.debts(registry)
+        for model, debt in open_debts:
+            if debt.environment == environment.name:
+                message = (
+                    f"The emergency {debt.id} of {model!r} in {environment.name!r} was not reviewed yet; somebody else "
+                    "than its author has to close it first. Nothing was written."
+                )
+                raise Conflict(message)
 
     async def _judge(
         self,
@@ -124,10 +168,18 @@ class Promoter:
         asked: Asked,
         origin: Origin | None,
     ) -> Verdict:
-        facts = await self._gatherer.facts(
-            backend, environment, candidate, incumbent, asked.principal, asked.reason, origin
-        )
-        return await asyncio.to_thread(environment.judge, facts, backend.name)
+        if asked.purpose is Purpose.ROLLBACK:
+            environment = environment.for_rollback()
+        elif asked.purpose is Purpose.EMERGENCY:
+            environment = environment.for_emergency()
+        question = Question(asked.principal, asked.reason, asked.change)
+        facts = await self._gatherer.facts(backend, environment, candidate, incumbent, question, origin)
+        verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
+        if not asked.dry_run and verdict.rules_digest not in self._archived:
+            kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
+            await self._trail.keep(kept)
+            self._archived.add(verdict.rules_digest)
+        return verdict
 
     async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
         operation.after = {"version": version.version}
@@ -149,10 +201,25 @@ class Promoter:
         candidate = await backend.get_version(asked.model, asked.version)
         verdict = await self._judge(backend, environment, candidate, None, asked, await find_origin(backend, candidate))
         operation.verdict, operation.environment = verdict, environment.name
-        if not verdict.allowed:
+        if verdict.refuses:
             message = f"The new name is in {environment.name!r}, whose gate is closed for version {asked.version}."
             raise GateClosed(message, verdict)
         return candidate
+
+    async def observe(self, backend: Backend, environment: Environment, asked: Asked, operation: Operation) -> None:
+        """Judge a change that is not enforced, for the record only. Never raises: it must change no answer."""
+        operation.environment = environment.name
+        try:
+            candidate, model = await asyncio.gather(
+                backend.get_version(asked.model, asked.version), backend.get_model(asked.model)
+            )
+            live = live_version(model, environment)
+            operation.before = {"version": live}
+            incumbent = await self._incumbent(backend, candidate, live)
+            origin = await find_origin(backend, candidate)
+            operation.verdict = await self._judge(backend, environment, candidate, incumbent, asked, origin)
+        except GatewayError as error:
+            operation.notes.append(f"could not be judged: {error.detail}")
 
     @staticmethod
     async def _incumbent(backend: Backend, candidate: ModelVersion, live: str | None) -> ModelVersion | None:
@@ -160,46 +227,18 @@ class Promoter:
             return None
         return candidate if live == candidate.version else await backend.get_version(candidate.model, live)
 
-    def _staged(self, registry: str, candidate: ModelVersion, environment: Environment) -> list[Environment]:
-        """List the other environments that the candidate's present stage marks."""
-        return [
-            other
-            for other in self._environments.of(registry, candidate.model)
-            if other.name != environment.name and other.marked_by("stage", candidate.stage)
-        ]
-
-    def _later(self, one: Environment, other: Environment) -> bool:
-        """Tell whether *one* stands after *other* in the file, which lists environments on the way to production."""
-        return self._environments.all.index(one) > self._environments.all.index(other)
-
-    def missing_marks(
-        self, registry: str, model: RegisteredModel, candidate: ModelVersion, environment: Environment
-    ) -> list[Mark]:
-        """List the marks that are not on the candidate yet.
-
-        A version has one stage: the one of a later environment in which it is live stays.
-        """
-        keeps_stage = any(
-            self._later(other, environment) and live_version(model, other) == candidate.version
-            for other in self._staged(registry, candidate, environment)
-        )
-        return [
-            mark
-            for mark in environment.marks
-            if marked_versions(model, mark) != (candidate.version,) and not (mark.kind == "stage" and keeps_stage)
-        ]
-
     async def _write(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
     ) -> PromotionResult:
         live = live_version(marking.model, environment)
         try:
-            await self._write_marks(backend, asked, marking, operation)
+            await write_marks(backend, marking, operation)
             effects, version = await self._read_back(backend, environment, asked, operation, marking)
         except GatewayError as error:
             operation.detail, error.operation = error.detail, operation.id
             await self._trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
+        effects += await self._consequences(backend.name, environment, asked, operation, version)
         await self._trail.outcome(operation, "succeeded", effects)
         assert operation.verdict is not None  # promote() set it
         return PromotionResult(
@@ -213,6 +252,39 @@ class Promoter:
             effects=tuple(effects),
         )
 
+    async def _consequences(
+        self, registry: str, environment: Environment, asked: Asked, operation: Operation, version: ModelVersion
+    ) -> list[Effect]:
+        """Say which requests this completes, and what an emergency owes."""
+        effects: list[Effect] = []
+        assert operation.verdict is not None  # promote() set it
+        if asked.purpose is Purpose.EMERGENCY:
+            waived = tuple(item.rule for item in operation.verdict.findings if item.waived)
+            debt = Debt(
+                id=operation.id,
+                registry=registry,
+                model=asked.model,
+                environment=environment.name,
+                version=asked.version,
+                by=asked.principal.subject,
+                persons=tuple(sorted(asked.principal.persons)),
+                reason=asked.reason,
+                ticket=asked.ticket,
+                waived=waived,
+                at=self._trail.now(),
+            )
+            effects.append(Owed(debt))
+            _log.error("emergency promotion", operation=operation.id, model=asked.model, environment=environment.name)
+        try:
+            records = await self._trail.journal.version(registry, asked.model, version.binding)
+        except GatewayError:
+            return effects  # the change is made; an open request completes itself when it is looked at
+        for request in records.requests:
+            if request.state == "open" and request.environment == environment.name:
+                at, by = self._trail.now(), asked.principal.subject
+                effects.append(RequestEnded(request.id, "completed", at, by, operation.id))
+        return effects
+
     async def _read_back(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
     ) -> tuple[list[Effect], ModelVersion]:
@@ -224,70 +296,32 @@ class Promoter:
             if found != asked.version:
                 message = f"After the write {found!r} is live; something else writes beside the gateway."
                 raise Conflict(message)
-            return await self.effects(backend, environment, version, model, marking, operation), version
+            effects: list[Effect] = [
+                await self.made_live(backend, environment, version, operation, asked.purpose.value)
+            ]
         except RegistryUnavailable as error:  # written, but not seen to be
             raise OutcomeUnknown(error.detail) from error
+        return [*effects, *self._ended_elsewhere(backend.name, environment, marking, model)], version
 
-    async def _write_marks(self, backend: Backend, asked: Asked, marking: Marking, operation: Operation) -> None:
-        written: list[Mark] = []
-        for mark in marking.marks:
-            try:
-                await write_mark(backend, asked.model, mark, asked.version)
-            except OutcomeUnknown:
-                raise
-            except GatewayError as error:
-                if written:
-                    await self._restore(backend, marking, written, operation, error)
-                raise
-            written.append(mark)
+    def _ended_elsewhere(
+        self, registry: str, environment: Environment, marking: Marking, model: RegisteredModel
+    ) -> list[TakenDown]:
+        """Say where the version is not live any more, because this environment took its stage."""
+        version = marking.candidate.version
+        ended = tuple(
+            other.name
+            for other in staged(self._environments, registry, marking.candidate, environment)
+            if live_version(marking.model, other) == version and live_version(model, other) is None
+        )
+        return [TakenDown(registry, model.name, ended, self._trail.now())] if ended else []
 
-    @staticmethod
-    async def _restore(
-        backend: Backend, marking: Marking, written: list[Mark], operation: Operation, cause: GatewayError
-    ) -> None:
-        """Take written marks back, so that an environment's marks move together or not at all.
-
-        Raises:
-            OutcomeUnknown: they could not be taken back; the reconciler looks at it.
-        """
-        name, candidate = marking.model.name, marking.candidate
-        for mark in written:
-            before = marked_versions(marking.model, mark)
-            try:
-                if before:
-                    await write_mark(backend, name, mark, before[-1])
-                elif mark.kind == "alias":
-                    await backend.delete_alias(name, mark.value)
-                if mark.kind == "stage":
-                    await backend.set_stage(name, candidate.version, candidate.stage)
-            except GatewayError as error:
-                message = f"The {mark.kind} {mark.value} was written, another mark was not, and it was not taken back."
-                raise OutcomeUnknown(message) from error
-            operation.notes.append(f"compensated: the {mark.kind} {mark.value} is on {before or 'nothing'} again")
-        operation.notes.append(f"because: {cause.detail}")
-
-    async def effects(
+    async def made_live(
         self,
         backend: Backend,
         environment: Environment,
         version: ModelVersion,
-        model: RegisteredModel,
-        marking: Marking,
         operation: Operation,
-    ) -> list[Effect]:
-        """Say what a written promotion means for the journal's own tables."""
-        effects: list[Effect] = [await self.made_live(backend, environment, version, operation)]
-        ended = tuple(
-            other.name
-            for other in self._staged(backend.name, marking.candidate, environment)
-            if live_version(marking.model, other) == version.version and live_version(model, other) is None
-        )
-        if ended:
-            effects.append(TakenDown(backend.name, version.model, ended, self._trail.now()))
-        return effects
-
-    async def made_live(
-        self, backend: Backend, environment: Environment, version: ModelVersion, operation: Operation
+        kind: str = "promotion",
     ) -> MadeLive:
         """Say for the journal that *version* is live in *environment* from now on."""
         return await made_live(
@@ -298,40 +332,5 @@ class Promoter:
             by=operation.principal.subject,
             operation=operation.id,
             reason=operation.reason,
+            kind=kind,
         )
-
-
-async def made_live(
-    backend: Backend,
-    environment: Environment,
-    version: ModelVersion,
-    *,
-    since: float,
-    by: str,
-    operation: str,
-    reason: str,
-) -> MadeLive:
-    """Say for the journal that *version* is live in *environment*, and what stands behind it."""
-    return MadeLive(
-        backend.name,
-        version.model,
-        LivePeriod(
-            environment=environment.name,
-            version=version.version,
-            binding=version.binding,
-            since=since,
-            until=None,
-            by=by,
-            operation=operation,
-            reason=reason,
-            behind=tuple(sorted(behind(version, await find_origin(backend, version)))),
-        ),
-    )
-
-
-async def write_mark(backend: Backend, model: str, mark: Mark, version: str) -> None:
-    """Put one mark on *version*. Idempotent."""
-    if mark.kind == "alias":
-        await backend.set_alias(model, mark.value, version)
-    else:
-        await backend.set_stage(model, version, mark.value)

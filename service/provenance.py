@@ -170,3 +170,16 @@ async def artifact_digest(backend: Backend, origin: Origin) -> str:
                 digest.update(part)
             total.update(f"{path}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+async def size_of(backend: Backend, origin: Origin) -> int | None:
+    """Return how many bytes the version's files have; None for storage outside the registry or too many files."""
+    if not origin.files:
+        return None
+    size = 0
+    for root in origin.files:
+        files = await backend.list_files(root, _MAX_FILES)
+        if files is None:
+            return None
+        size += sum(item for _, item in files)
+    return size

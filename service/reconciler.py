@@ -16,8 +16,8 @@ from service.backend import Backend
 from service.effects import Effect, MadeLive, Registered
 from service.errors import GatewayError, NotFound
 from service.gateway import Gateway, consequences
-from service.guard import live_version
-from service.promoter import Promoter, made_live, write_mark
+from service.guard import live_version, marked_versions
+from service.marking import made_live, missing_marks, write_mark
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod
 from service.unsettled import Outcome
@@ -36,12 +36,9 @@ Proof = tuple[bool | None, str, list[Effect]]
 class Reconciler:
     """Settles operations that a crash, a lost answer or a failing journal left without an outcome."""
 
-    def __init__(
-        self, gateway: Gateway, environments: Environments, promoter: Promoter, deadlines: Mapping[str, float]
-    ) -> None:
+    def __init__(self, gateway: Gateway, environments: Environments, deadlines: Mapping[str, float]) -> None:
         """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds."""
         self._gateway = gateway
-        self._promoter = promoter
         self._deadlines = deadlines
         self._started = gateway.trail.now()
         self._environments = environments
@@ -114,7 +111,7 @@ class Reconciler:
                 return False
             effects = [*effects, *_follow(found)] if done else []
             await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
-            self._gateway.seals.apply(effects)
+            self._gateway.follow(effects)
             if names:
                 self._gateway.seals.settle(found.registry, names[0])
             version = next((item.creation.version for item in effects if isinstance(item, Registered)), "")
@@ -136,7 +133,9 @@ class Reconciler:
             return None, "", []
         environment = found.intent["data"]["environment"]
         after = found.intent["data"]["after"]
-        if environment and after:
+        if change["kind"] == "Retirement":
+            return await self._prove_retirement(backend, change, environment)
+        if environment and after and not change.get("observed"):
             return await self._prove_promotion(backend, found, change, environment)
         if change["kind"] in ("ModelCreate", "ModelUpdate", "ModelRename", "ModelDelete"):
             return await self._prove_model(backend, change)
@@ -156,7 +155,7 @@ class Reconciler:
             return False, f"read back: {live or 'nothing'} is live in {name}", []
         seen = f"read back: version {live} is live in {name}"
         version = await backend.get_version(change["model"], live)
-        for mark in self._promoter.missing_marks(backend.name, model, version, environment):
+        for mark in missing_marks(self._environments, backend.name, model, version, environment):
             await write_mark(backend, change["model"], mark, live)  # the gate was open: the promotion is completed
             seen += f"; the {mark.kind} {mark.value} was missing and is written"
         periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
@@ -171,8 +170,18 @@ class Reconciler:
             by=data["actor"]["subject"],
             operation=found.operation,
             reason=data["reason"],
+            kind=change.get("purpose", "promotion"),
         )
         return True, seen, [effect]
+
+    async def _prove_retirement(self, backend: Backend, change: Mapping[str, Any], name: str) -> Proof:
+        environment = self._environments.get(backend.name, change["model"], name)
+        if environment is None:
+            return None, "the environment is not configured any more", []
+        model = await backend.get_model(change["model"])
+        left = [mark.value for mark in environment.marks if marked_versions(model, mark)]
+        live = live_version(model, environment)
+        return live is None, f"read back: {', '.join(left) or 'no mark'} is left", []
 
     @staticmethod
     async def _prove_model(backend: Backend, change: Mapping[str, Any]) -> Proof:
@@ -213,7 +222,7 @@ class Reconciler:
             same = version.source == change["source"] and version.run_id == change["run_id"]
             if same and version.created_ms >= since:
                 journal = self._gateway.trail.journal
-                if await journal.creation(backend.name, version.model, version.binding) is None:
+                if (await journal.version(backend.name, version.model, version.binding)).creation is None:
                     made.append(version)
         if not made:
             return False, "read back: no such version was made", []

@@ -96,6 +96,11 @@ class Evidence:
     source: str
     at: float
     artifact_digest: str = ""
+    persons: tuple[str, ...] = ()
+    """Everyone its author counts as."""
+    expires: float | None = None
+    proof: Mapping[str, str] | None = None
+    """Which key signed it, of what kind the proof is, and its digest; None without a proof that was verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,10 @@ class Approval:
     rules_digest: str
     revoked: bool = False
     artifact_digest: str = ""
+    incumbent: str | None = None
+    """The binding of what was live then, ``""`` for nothing; None in records that do not say it."""
+    review: str = ""
+    """The digest of the review it is based on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,8 @@ class LivePeriod:
     reason: str
     behind: tuple[str, ...] = ()
     """The run and the logged model it was made from."""
+    kind: str = "promotion"
+    """``promotion``, ``rollback``, ``emergency``, ``baseline``, or ``drift``: a mark moved beside the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +153,74 @@ class Creation:
     by: str
     persons: tuple[str, ...]
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A version that must not become live again."""
+
+    id: str
+    version: str
+    reason: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionRequest:
+    """Somebody asks that a version be promoted by whoever has the right."""
+
+    id: str
+    environment: str
+    version: str
+    binding: str
+    by: str
+    persons: tuple[str, ...]
+    reason: str
+    at: float
+    expires: float
+    change: Mapping[str, str]
+    state: str = "open"
+    """``open``, ``completed``, ``cancelled``; one that is open and past ``expires`` has expired."""
+    ended_at: float | None = None
+    ended_by: str = ""
+    operation: str = ""
+    """The promotion that completed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What an emergency leaves: somebody else has to look at it afterwards."""
+
+    id: str
+    """The operation of the emergency."""
+    registry: str
+    model: str
+    environment: str
+    version: str
+    by: str
+    persons: tuple[str, ...]
+    reason: str
+    ticket: str
+    waived: tuple[str, ...]
+    """The rules that failed and were passed."""
+    at: float
+    closed_at: float | None = None
+    closed_by: str = ""
+    closing_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecords:
+    """All that is recorded of one version, and what was live when in the environments of its model."""
+
+    creation: Creation | None = None
+    evidence: tuple[Evidence, ...] = ()
+    """Oldest first."""
+    approvals: tuple[Approval, ...] = ()
+    """Oldest first, revoked ones too."""
+    periods: tuple[LivePeriod, ...] = ()
+    """Of every version of the model, oldest first."""
+    quarantine: Quarantine | None = None
+    requests: tuple[PromotionRequest, ...] = ()
+    """Those that were not cancelled."""

@@ -70,7 +70,7 @@ class Seals:
     def __init__(self, ownership: Ownership, environments: Environments, now: Callable[[], float]) -> None:
         """Find the experiments of sealed runs through *ownership*; *now* ends the seals of approvals that expire."""
         self._ownership = ownership
-        self._environments = {item.name: item for item in environments.all}
+        self._environments = environments
         self._now = now
         self._seals: dict[_Key, Seal] = {}
         """By registry, model, standing, and the environment or the approval."""
@@ -110,14 +110,14 @@ class Seals:
                         self._put((registry, new_name, *key[2:]), dataclasses.replace(seal, model=new_name))
 
     def _add_live(self, registry: str, model: str, period: LivePeriod) -> None:
-        environment = self._environments.get(period.environment)
+        environment = self._environments.get(registry, model, period.environment)
         if environment is not None and environment.seals:
             seal = Seal(registry, model, environment, period.version, frozenset(period.behind), Standing.LIVE)
             self._put((registry, model, Standing.LIVE, environment.name), seal)
 
     def _add_approved(self, signed: Signed) -> None:
         approval = signed.approval
-        environment = self._environments.get(approval.environment)
+        environment = self._environments.get(signed.registry, signed.model, approval.environment)
         if environment is None or environment.sealing is not Sealing.APPROVED or approval.decision != "approve":
             return
         behind = frozenset(signed.behind)

@@ -20,6 +20,7 @@ PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
 DATA_DIR = PREFIX + "DATA_DIR"
 _OUR_OWN = frozenset({CONFIG, DATA_DIR})
+_MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
 _MAX_CONNECTIONS = 1000
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\]")
@@ -108,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret_file: str | None = None
     """At least 32 random bytes that all replicas share; page tokens are signed with them."""
     lock_seconds: float = 10.0
+    drift_seconds: float = 60.0
     """How long a promotion waits for another one of the same model before it is answered 503."""
 
     def default_of(self, kind: str) -> str | None:
@@ -243,6 +245,8 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     ):
         if not 0 < seconds <= _MAX_SECONDS:
             raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)
+    if not 0 <= settings.drift_seconds <= _MAX_DRIFT_SECONDS:
+        raise file.error("drift_seconds: 0 (never) to 86400", "drift_seconds")
     if settings.authentication.issuers:
         raise file.error(
             "authentication.issuers: OpenID issuers are not supported by this version; use api_keys",

@@ -15,6 +15,7 @@ import structlog
 
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
+from service.api.idempotency import Idempotency
 from service.api.problems import render_error as render_problem
 from service.asgi import (
     ASGI,
@@ -81,6 +82,7 @@ class Front:
         self._render_dialect_error = render_dialect_error
         self._authenticate = authenticate
         self._trail = trail
+        self._idempotency = Idempotency(trail)
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +104,7 @@ class Front:
             self._check(scope, path)
             if own:
                 receive = await self._read_own_body(scope, receive)
-            await (self._own if own else self._dialect)(scope, receive, reply)
+            await self._idempotency(self._own if own else self._dialect, scope, receive, reply)
         except GatewayError as error:
             if reply.started:  # the client sees a transfer that was cut
                 raise

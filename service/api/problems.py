@@ -23,6 +23,7 @@ STATUS: dict[type[e.GatewayError], int] = {
     e.GateClosed: 409,
     e.Stale: 412,
     e.OperationPending: 409,
+    e.IdempotencyKeyReused: 422,
     e.Busy: 503,
     e.JournalUnavailable: 503,
     e.RegistryUnavailable: 503,
@@ -65,7 +66,7 @@ def render_error(error: e.GatewayError) -> tuple[int, dict[str, str], bytes]:
     headers = {"content-type": "application/problem+json"}
     if document["status"] == 401:  # RFC 9110, section 11.6.1
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
-    if document["status"] == 503:
+    if document["status"] == 503 or isinstance(error, e.OperationPending):
         headers["retry-after"] = str(error.retry_after)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation

@@ -9,10 +9,27 @@ from msgspec import Meta, Struct
 
 Version = Annotated[str, Meta(pattern="^[1-9][0-9]{0,9}$", description="A model version number, as a string.")]
 Reason = Annotated[str, Meta(max_length=2000)]
+NeededReason = Annotated[str, Meta(min_length=1, max_length=2000, pattern=r"\S")]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Kind = Annotated[
     str,
     Meta(pattern="^[A-Za-z0-9._-]{1,100}$", description="What was checked, e.g. `validation`; part of the resource."),
 ]
+
+
+class ChangeRecord(Struct, forbid_unknown_fields=True):
+    """The change record of another system that a promotion belongs to; rules read it as `request.change`."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    window: Annotated[str, Meta(max_length=200)] = ""
+    fallback: Annotated[str, Meta(max_length=2000)] = ""
+
+
+class Emergency(Struct, forbid_unknown_fields=True):
+    """Why rules that are waivable must not hold this promotion up; somebody else has to review it afterwards."""
+
+    reason: NeededReason
+    ticket: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class PromotionRequest(Struct, forbid_unknown_fields=True):
@@ -21,6 +38,29 @@ class PromotionRequest(Struct, forbid_unknown_fields=True):
     version: Version
     reason: Reason = ""
     dry_run: bool = False
+    change: ChangeRecord | None = None
+    emergency: Emergency | None = None
+
+
+class RollbackRequest(Struct, forbid_unknown_fields=True):
+    """Make live again what was live before: `to`, or the last good version."""
+
+    reason: NeededReason
+    to: Version | None = None
+    dry_run: bool = False
+
+
+class RetirementRequest(Struct, forbid_unknown_fields=True):
+    """Take down what is live."""
+
+    reason: NeededReason
+
+
+class RetirementBody(Struct):
+    """What was taken down."""
+
+    id: str
+    before: str | None
 
 
 class FindingBody(Struct):
@@ -31,14 +71,27 @@ class FindingBody(Struct):
     because: str
     missing: list[str]
     facts: dict[str, Any]
+    severity: str = "block"
+    waived: bool = False
+    self_reported: list[str] = []
+
+
+class StaleApproval(Struct):
+    """An approval that does not count any more."""
+
+    by: str
+    because: str
 
 
 class VerdictBody(Struct):
-    """Every finding of a gate."""
+    """Every finding of a gate. `would_refuse`: it is closed, and the environment's mode does not enforce it."""
 
     allowed: bool
     rules_digest: str
     findings: list[FindingBody]
+    mode: str = "enforce"
+    would_refuse: bool = False
+    stale_approvals: list[StaleApproval] = []
 
 
 class PromotionBody(Struct):
@@ -50,6 +103,7 @@ class PromotionBody(Struct):
     before: str | None
     after: str | None
     verdict: VerdictBody
+    version: str | None = None
 
 
 class PromotionRecord(Struct):
@@ -69,16 +123,22 @@ class PromotionRecord(Struct):
 
 
 class LiveBody(Struct):
-    """What is live in an environment, and all a service needs to load it."""
+    """What is or was live in an environment, and all a service needs to load it.
+
+    `drifted`: the registry's mark was moved beside the gateway. `artifact_uri` is null where the version is gone.
+    """
 
     environment: str
     version: str
     since: str | None
+    until: str | None
     promotion: str | None
     by: str | None
-    artifact_uri: str
+    artifact_uri: str | None
     artifact_digest: str | None
     flavors: list[str]
+    kind: str | None
+    drifted: bool
 
 
 class PeriodBody(Struct):
@@ -90,6 +150,8 @@ class PeriodBody(Struct):
     by: str
     promotion: str
     reason: str
+    kind: str
+    verdict: VerdictBody | None
 
 
 class HistoryBody(Struct):
@@ -105,6 +167,7 @@ class ApprovalRequest(Struct, forbid_unknown_fields=True):
     decision: Literal["approve", "reject"]
     reason: Reason = ""
     expires: datetime | None = None
+    review: Digest | None = None
 
 
 class ApprovalBody(Struct):
@@ -121,6 +184,7 @@ class ApprovalBody(Struct):
     rules_digest: str
     artifact_digest: str
     revoked: bool
+    review: str | None
 
 
 class ApprovalsBody(Struct):
@@ -136,6 +200,7 @@ class EvidenceRequest(Struct, forbid_unknown_fields=True):
     result: Literal["passed", "failed"]
     facts: dict[str, Any] = {}
     source: Annotated[str, Meta(max_length=2000)] = ""
+    expires: datetime | None = None
 
 
 class EvidenceBody(Struct):
@@ -149,6 +214,8 @@ class EvidenceBody(Struct):
     source: str
     artifact_digest: str
     at: str
+    expires: str | None
+    proof: dict[str, str] | None
 
 
 class EvidencesBody(Struct):
@@ -167,6 +234,7 @@ class VersionBody(Struct):
     evidence: list[EvidenceBody]
     approvals: list[ApprovalBody]
     native: dict[str, Any]
+    quarantine: str | None
 
 
 class RegistryBody(Struct):
@@ -191,6 +259,8 @@ class RuleBody(Struct):
     name: str
     require: str
     because: str
+    severity: str
+    waivable: bool
 
 
 class EnvironmentBody(Struct):
@@ -205,12 +275,152 @@ class EnvironmentBody(Struct):
     rules_digest: str
     seal: Literal["approved", "live", "never"]
     sealed_tags: list[str]
+    mode: Literal["enforce", "warn", "observe"]
+    on_drift: Literal["report", "revert"]
 
 
 class EnvironmentsBody(Struct):
     """The configured environments."""
 
     environments: list[EnvironmentBody]
+
+
+class ReviewBody(Struct):
+    """What an approver has to see, kept by its digest; name it in the approval."""
+
+    digest: str
+    registry: str
+    model: str
+    version: str
+    environment: str
+    binding: str
+    rules_digest: str
+    artifact_digest: str | None
+    incumbent_binding: str | None
+    quarantine: str | None
+    candidate: dict[str, Any]
+    incumbent: dict[str, Any] | None
+    comparison: dict[str, Any]
+    evidence: list[dict[str, Any]]
+    findings: list[FindingBody]
+    verdict: dict[str, Any]
+
+
+class QuarantineRequest(Struct, forbid_unknown_fields=True):
+    """Keep a version from becoming live again."""
+
+    reason: NeededReason
+
+
+class QuarantineBody(Struct):
+    """A quarantine. `live_in`: environments where the version is live, each with the version to roll back to."""
+
+    id: str
+    version: str
+    reason: str
+    by: str
+    at: str
+    live_in: dict[str, str | None]
+
+
+class PromotionRequestRequest(Struct, forbid_unknown_fields=True):
+    """Ask that a version be promoted by whoever has the right."""
+
+    version: Version
+    reason: Reason = ""
+    expires: datetime | None = None
+    change: ChangeRecord | None = None
+
+
+class RequestBody(Struct):
+    """A promotion request. `state`: open, completed, cancelled or expired."""
+
+    id: str
+    state: str
+    registry: str
+    model: str
+    environment: str
+    version: str
+    by: str
+    reason: str
+    at: str
+    expires: str
+    change: dict[str, str]
+    ended_at: str | None
+    ended_by: str | None
+    promotion: str | None
+    verdict: VerdictBody | None = None
+
+
+class RequestsBody(Struct):
+    """Open promotion requests, oldest first."""
+
+    promotion_requests: list[RequestBody]
+
+
+class DebtBody(Struct):
+    """An emergency and its review."""
+
+    id: str
+    registry: str
+    model: str
+    environment: str
+    version: str
+    by: str
+    reason: str
+    ticket: str
+    waived: list[str]
+    at: str
+    closed_at: str | None
+    closed_by: str | None
+    closing_reason: str | None
+
+
+class DebtsBody(Struct):
+    """Emergencies, oldest first."""
+
+    emergencies: list[DebtBody]
+
+
+class DebtReview(Struct, forbid_unknown_fields=True):
+    """What somebody else found about an emergency."""
+
+    reason: NeededReason
+
+
+class CheckBody(Struct):
+    """How the registry and the record compare: `agrees`, `drifted`, `reverted` or `unsettled`."""
+
+    environment: str
+    state: str
+    recorded: str | None
+    live: str | None
+
+
+class AdoptionRequest(Struct, forbid_unknown_fields=True):
+    """Take over what is live: `models` is exact or a prefix that ends in `*`; no `environment` means each."""
+
+    reason: NeededReason
+    models: Annotated[str, Meta(min_length=1, max_length=500)] = "*"
+    environment: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    dry_run: bool = False
+
+
+class AdoptedBody(Struct):
+    """One mark: `adopted`, `recorded` before, or `to-adopt` in a dry run."""
+
+    model: str
+    environment: str
+    mark: str
+    version: str
+    state: str
+
+
+class AdoptionBody(Struct):
+    """What was taken over."""
+
+    dry_run: bool
+    adopted: list[AdoptedBody]
 
 
 class EventsBody(Struct):

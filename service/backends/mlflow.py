@@ -20,6 +20,8 @@ _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _REGISTRY = "ModelRegistryService"
 _TRACKING = "MlflowService"
+_PAGE = 1000
+_MAX_LINE, _MAX_LINES = 300, 1_000
 _MAX_MLMODEL_BYTES = 1 << 20
 _MODEL_ID = re.compile(r"m-[A-Za-z0-9]{1,64}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9-]{1,80}")
@@ -79,20 +81,25 @@ class MlflowBackend:
             "registered_model"
         ]
         _check_spelling("model", model, native["name"])
-        stages: dict[str, tuple[str, ...]] = {}
-        for version in native.get("latest_versions", ()):
-            stage = version.get("current_stage", "None")
-            if stage != "None":
-                stages[stage] = (*stages.get(stage, ()), str(version["version"]))
-        return RegisteredModel(
-            name=native["name"],
-            aliases={item["alias"]: str(item["version"]) for item in native.get("aliases", ())},
-            stages=stages,
-            created_ms=int(native.get("creation_timestamp", 0)),
-            tags=_pairs(native.get("tags")),
-            description=native.get("description", ""),
-            native=native,
+        return _model(native)
+
+    async def list_models(self) -> AsyncIterator[RegisteredModel]:
+        """Yield every registered model, page by page."""
+        token = ""
+        while True:
+            page, token = await self._page_of_models(token)
+            for model in page:
+                yield model
+            if not token:
+                return
+
+    @_reads
+    async def _page_of_models(self, token: str) -> tuple[list[RegisteredModel], str]:
+        more = {"page_token": token} if token else {}
+        answer = await self._get(
+            _REGISTRY, "searchRegisteredModels", "registered-models/search", max_results=_PAGE, **more
         )
+        return [_model(item) for item in answer.get("registered_models", ())], str(answer.get("next_page_token", ""))
 
     @_reads
     async def get_version(self, model: str, version: str) -> ModelVersion:
@@ -268,12 +275,20 @@ class MlflowBackend:
 
     async def get_mlmodel(self, model: str, version: str) -> dict[str, Any] | None:
         """Read the version's ``MLmodel`` file."""
-        raw = await self._transport.get(
-            "/model-versions/get-artifact",
-            [("name", model), ("version", version), ("path", "MLmodel")],
-            _MAX_MLMODEL_BYTES,
-        )
+        raw = await self._file(model, version, "MLmodel")
         return await asyncio.to_thread(_parse_mlmodel, raw) if raw else None
+
+    async def get_requirements(self, model: str, version: str) -> list[str] | None:
+        """Read the version's ``requirements.txt``."""
+        raw = await self._file(model, version, "requirements.txt")
+        if raw is None:
+            return None
+        lines = (line.partition("#")[0].strip() for line in raw.decode("utf-8", "replace").splitlines())
+        return [line[:_MAX_LINE] for line in lines if line][:_MAX_LINES]
+
+    async def _file(self, model: str, version: str, path: str) -> bytes | None:
+        query = [("name", model), ("version", version), ("path", path)]
+        return await self._transport.get("/model-versions/get-artifact", query, _MAX_MLMODEL_BYTES)
 
     @_reads
     async def list_files(self, path: str, limit: int) -> list[tuple[str, int]] | None:
@@ -362,6 +377,23 @@ def _logged_model(native: Mapping[str, Any]) -> LoggedModel:
         experiment_id=str(native["experiment_id"]),
         artifact_uri=native.get("artifact_uri", ""),
         source_run_id=native.get("source_run_id", ""),
+    )
+
+
+def _model(native: Mapping[str, Any]) -> RegisteredModel:
+    stages: dict[str, tuple[str, ...]] = {}
+    for version in native.get("latest_versions", ()):
+        stage = version.get("current_stage", "None")
+        if stage != "None":
+            stages[stage] = (*stages.get(stage, ()), str(version["version"]))
+    return RegisteredModel(
+        name=native["name"],
+        aliases={item["alias"]: str(item["version"]) for item in native.get("aliases", ())},
+        stages=stages,
+        created_ms=int(native.get("creation_timestamp", 0)),
+        tags=_pairs(native.get("tags")),
+        description=native.get("description", ""),
+        native=native,
     )
 
 

@@ -177,7 +177,10 @@ class MlflowEndpoint:
 
 
 def _located(call: Call, scope: Scope) -> Call:
-    return dataclasses.replace(call, address=client_address(scope), trace=scope["state"].get("trace", ""))
+    state = scope["state"]
+    return dataclasses.replace(
+        call, address=client_address(scope), trace=state.get("trace", ""), key=state.get("idempotency", "")
+    )
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from service.errors import (
     Denied,
     GateClosed,
     GatewayError,
+    IdempotencyKeyReused,
     InvalidRequest,
     JournalUnavailable,
     MethodNotAllowed,
@@ -61,6 +62,7 @@ _STATUS: dict[type[GatewayError], tuple[int, str]] = {
     GateClosed: (409, "RESOURCE_CONFLICT"),
     Stale: (412, "RESOURCE_CONFLICT"),
     OperationPending: (409, "RESOURCE_CONFLICT"),
+    IdempotencyKeyReused: (422, "INVALID_PARAMETER_VALUE"),
     Busy: (503, "TEMPORARILY_UNAVAILABLE"),
     JournalUnavailable: (503, "TEMPORARILY_UNAVAILABLE"),
     RegistryUnavailable: (503, "TEMPORARILY_UNAVAILABLE"),
@@ -88,7 +90,7 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
     headers = {"content-type": "application/json"}
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
-    if status in (429, 503):
+    if status in (429, 503) or isinstance(error, OperationPending):
         headers["retry-after"] = str(error.retry_after)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation

@@ -40,7 +40,9 @@ operations = Table(
     Column("state", String(20), nullable=False),
     Column("change", JSON),
     Column("at", Float, nullable=False),
+    Column("key", String(64)),
     Index("operations_state", "state", "digest"),
+    Index("operations_key", "key"),
 )
 
 creations = Table(
@@ -70,6 +72,7 @@ periods = Table(
     Column("operation", String(64), nullable=False),
     Column("reason", Text, nullable=False),
     Column("behind", JSON, nullable=False),
+    Column("kind", String(20), nullable=False),
     Index("periods_model", "registry", "model", "environment"),
 )
 
@@ -101,5 +104,85 @@ approvals = Table(
     Index("approvals_binding", "registry", "model", "binding"),
 )
 
-BY_MODEL = (creations, periods, evidence, approvals)
+quarantines = Table(
+    "quarantines",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("registry", String(100), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("binding", String(64), nullable=False),
+    Column("version", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", String(300), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("lifted_at", Float),
+    Index("quarantines_model", "registry", "model", "binding"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("registry", String(100), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("environment", String(200), nullable=False),
+    Column("version", String(20), nullable=False),
+    Column("binding", String(64), nullable=False),
+    Column("by", String(300), nullable=False),
+    Column("persons", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("change", JSON, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("ended_at", Float),
+    Column("ended_by", String(300), nullable=False),
+    Column("operation", String(64), nullable=False),
+    Index("requests_model", "registry", "model", "binding"),
+    Index("requests_state", "state", "at"),
+)
+
+debts = Table(
+    "debts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("registry", String(100), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("environment", String(200), nullable=False),
+    Column("version", String(20), nullable=False),
+    Column("by", String(300), nullable=False),
+    Column("persons", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ticket", Text, nullable=False),
+    Column("waived", JSON, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("closed_by", String(300), nullable=False),
+    Column("closing_reason", Text, nullable=False),
+    Index("debts_environment", "registry", "environment", "closed_at"),
+)
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("kind", String(20), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("body", JSON, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""What is kept by its digest: ``rules`` as they were written, and each ``review`` that was shown."""
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("answers_at", "at"),
+)
+
+BY_MODEL = (creations, periods, evidence, approvals, quarantines, requests, debts)
 """Tables that follow a model when it is renamed."""

@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from service.errors import BadConfiguration
-from service.journal.store import GENESIS
+from service.journal.writes import GENESIS
 
 _PREFIX = "sqlite:///"
 

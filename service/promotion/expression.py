@@ -11,6 +11,7 @@ declared here.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from typing import Any, cast
 from cel_expr_python import cel
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from google.protobuf.message import DecodeError
+
+from service.promotion import functions
 
 MAX_CHARACTERS = 2_000
 OPEN: Mapping[str, Any] = {}
@@ -49,7 +52,7 @@ class Environment:
         self.schema = schema
         special = {"now": cel.Type.TIMESTAMP, "evidence": _list(), "approvals": _list()}
         variables = {name: special.get(name, cel.Type.DYN) for name in schema}
-        self._env = cel.NewEnv(variables=variables)
+        self._env = cel.NewEnv(variables=variables, functions=functions.DECLARED, function_impls=functions.IMPLEMENTED)
 
     def compile(self, text: str) -> Expression:
         """Compile *text*.
@@ -82,7 +85,7 @@ class Environment:
         path = _path(tree, bound)
         if path is not None:
             if self._is_group(path) and not tree.select_expr.test_only:
-                message = f"{_dotted(path)!r} is a group of facts; name one of them"
+                message = f"{dotted(path)!r} is a group of facts; name one of them"
                 raise ExpressionError(message)
             return
         call = tree.call_expr
@@ -117,9 +120,7 @@ class Environment:
                 return
             if key not in fields:
                 known = ", ".join(sorted(fields))
-                message = (
-                    f"unknown fact {_dotted(path[: depth + 1])!r}; {_dotted(path[:depth]) or 'there'} has: {known}"
-                )
+                message = f"unknown fact {dotted(path[: depth + 1])!r}; {dotted(path[:depth]) or 'there'} has: {known}"
                 raise ExpressionError(message)
             fields = fields[key]
 
@@ -134,10 +135,12 @@ class Expression:
         self._tree = tree
         self.paths: tuple[Path, ...] = tuple(dict.fromkeys(named(tree)))
         """Every fact the expression names."""
+        self.digest = _digest(tree)
+        """Names what is written, whatever its white space and comments."""
 
     def evaluate(self, facts: Mapping[str, Any]) -> Outcome:
         """Evaluate over *facts*. A fact that is needed and is absent, null or NaN is never evaluated around."""
-        missing = tuple(dict.fromkeys(_dotted(path) for path in _missing(self._tree, facts, frozenset())))
+        missing = tuple(dict.fromkeys(dotted(path) for path in _missing(self._tree, facts, frozenset())))
         if missing:
             return Outcome(None, missing)
         try:
@@ -160,6 +163,13 @@ def _condition(loop: Any) -> Any:
     if step.call_expr.function in ("_||_", "_&&_") and args[0].ident_expr.name == loop.accu_var:
         return args[1]
     return step
+
+
+def _digest(tree: Any) -> str:
+    plain = _EXPR()
+    plain.CopyFrom(tree)
+    plain.DiscardUnknownFields()  # identifiers and positions of nodes
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _asks_items(tree: Any, bound: frozenset[str]) -> bool:
@@ -200,7 +210,8 @@ def _first_line(error: object) -> str:
     return str(error).split(" [", maxsplit=1)[0].splitlines()[0][:300]
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
+    """Give the path as a rule writes it."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -412,6 +423,7 @@ def _checked_class() -> Any:
 
 
 _CHECKED = _checked_class()
+_EXPR = type(_CHECKED().expr)
 
 
 def _tree(serialised: bytes) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -20,6 +20,8 @@ class Source(Enum):
     FILES = "files"
     RECORD = "record"
     DIGEST = "digest"
+    SIZE = "size"
+    REQUIREMENTS = "requirements"
 
 
 VERSION_SCHEMA: Mapping[str, Any] = {
@@ -38,19 +40,33 @@ VERSION_SCHEMA: Mapping[str, Any] = {
     "datasets": OPEN,
     "signature": {"inputs": None, "outputs": None, "params": None},
     "flavors": OPEN,
+    "requirements": OPEN,
+    "size": None,
     "created_by": None,
     "environments": OPEN,
     "artifact_digest": None,
+    "evidence": OPEN,
 }
 """The fields of ``candidate`` and ``incumbent``; `OPEN` ones hold what the registry holds."""
 
 SCHEMA: Mapping[str, Any] = {
     "candidate": VERSION_SCHEMA,
-    "incumbent": {name: fields for name, fields in VERSION_SCHEMA.items() if name != "artifact_digest"},
+    "incumbent": {
+        name: fields for name, fields in VERSION_SCHEMA.items() if name not in ("artifact_digest", "evidence")
+    },
     "evidence": OPEN,
     "approvals": OPEN,
-    "environment": {"name": None, "registry": None},
-    "request": {"principal": None, "acting_for": None, "groups": OPEN, "reason": None, "time": None},
+    "environment": {"name": None, "registry": None, "parameters": OPEN},
+    "request": {
+        "principal": None,
+        "acting_for": None,
+        "groups": OPEN,
+        "issuer": None,
+        "claims": OPEN,
+        "reason": None,
+        "change": {"id": None, "window": None, "fallback": None},
+        "time": None,
+    },
     "now": None,
 }
 
@@ -64,7 +80,12 @@ _SOURCES = {
     "created_by": Source.RECORD,
     "environments": Source.RECORD,
     "artifact_digest": Source.DIGEST,
+    "size": Source.SIZE,
+    "requirements": Source.REQUIREMENTS,
 }
+_SELF_REPORTED = frozenset(
+    {"metrics", "params", "tags", "run", "datasets", "description", "signature", "flavors", "requirements"}
+)
 
 LANGUAGE = Environment(SCHEMA)
 _MAX_SIGNATURE_CHARACTERS = 256 << 10
@@ -85,6 +106,13 @@ def sources_of(paths: Iterable[Path], side: str) -> frozenset[Source]:
     return frozenset(found)
 
 
+def is_self_reported(path: Path) -> bool:
+    """Tell whether the fact at *path* is written by whoever made the version, and by nobody else."""
+    if path[0] not in ("candidate", "incumbent") or len(path) == 1:
+        return False
+    return path[1] in _SELF_REPORTED or path[1:3] == ("source", "commit")
+
+
 @dataclass(frozen=True, slots=True)
 class VersionFacts:
     """What was fetched about one version."""
@@ -94,6 +122,10 @@ class VersionFacts:
     mlmodel: Mapping[str, Any] | None = None
     creation: Creation | None = None
     periods: Sequence[LivePeriod] = ()
+    size: int | None = None
+    """Of its files, in bytes."""
+    requirements: Sequence[str] | None = None
+    """The lines of its requirements.txt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,60 +141,52 @@ class Facts:
     now: float
     artifact_digest: str | None = None
     """Of the candidate's files as they are; None where nothing can be bound to them."""
+    incumbent_binding: str | None = None
+    """Of what is live, ``""`` for nothing; None where nobody looked."""
+    askers: frozenset[str] = frozenset()
+    """Everyone who asked that the candidate be promoted, besides the principal."""
+    quarantine: str | None = None
+    """Why the candidate is in quarantine; None if it is not."""
+    change: Mapping[str, str] = field(default_factory=dict)
+    """The change record of the request: ``id``, ``window``, ``fallback``."""
 
-    def document(self, environment: str, registry: str, rules_digest: str) -> dict[str, Any]:
-        """Give the facts as the rules' variables."""
+    def document(
+        self, environment: Mapping[str, Any], evidence: Sequence[Evidence], approvals: Sequence[Approval]
+    ) -> dict[str, Any]:
+        """Give the facts as the rules' variables; *evidence* and *approvals* are those that count."""
+        counted = [
+            {
+                "kind": item.kind,
+                "result": item.result,
+                "by": item.by,
+                "facts": dict(item.facts),
+                "at": _time(item.at),
+                "proof": dict(item.proof or {}),
+            }
+            for item in evidence
+        ]
+        candidate = {**version_document(self.candidate), "artifact_digest": self.artifact_digest, "evidence": counted}
         return {
-            "candidate": {**version_document(self.candidate), "artifact_digest": self.artifact_digest},
+            "candidate": candidate,
             "incumbent": version_document(self.incumbent) if self.incumbent else None,
-            "evidence": [
-                {"kind": item.kind, "result": item.result, "by": item.by, "facts": dict(item.facts)}
-                for item in newest_evidence(self.evidence)
-                if item.artifact_digest == self.artifact_digest
-            ],
+            "evidence": counted,
             "approvals": [
                 {"by": item.by, "groups": list(item.groups), "reason": item.reason, "at": _time(item.at)}
-                for item in self.valid_approvals(environment, rules_digest)
+                for item in approvals
             ],
-            "environment": {"name": environment, "registry": registry},
+            "environment": environment,
             "request": {
                 "principal": self.principal.subject,
                 "acting_for": self.principal.acting_for or "",
                 "groups": sorted(self.principal.groups),
+                "issuer": self.principal.issuer,
+                "claims": dict(self.principal.claims),
                 "reason": self.reason,
+                "change": dict(self.change),
                 "time": _time(self.now),
             },
             "now": _time(self.now),
         }
-
-    def in_force(self, environment: str, rules_digest: str) -> list[Approval]:
-        """List decisions for *environment* that are not revoked or expired; the newest of each person counts.
-
-        An approval holds for these rules and these files only.
-        """
-        newest: dict[str, Approval] = {}
-        for item in self.approvals:
-            if item.environment == environment and not item.revoked:
-                newest[item.by] = item
-        return [
-            item
-            for item in newest.values()
-            if (item.expires is None or item.expires > self.now)
-            and (
-                item.decision == "reject"  # a no holds whatever changes, until it is taken back
-                or (item.rules_digest == rules_digest and item.artifact_digest == self.artifact_digest)
-            )
-        ]
-
-    def valid_approvals(self, environment: str, rules_digest: str) -> list[Approval]:
-        """List approvals that count: nobody approves what they registered or what they ask to promote."""
-        registrants = set(self.candidate.creation.persons) if self.candidate.creation else set()
-        own = registrants | self.principal.persons
-        return [
-            item
-            for item in self.in_force(environment, rules_digest)
-            if item.decision == "approve" and not own & {item.by, *item.persons}
-        ]
 
 
 def newest_evidence(evidence: Sequence[Evidence]) -> list[Evidence]:
@@ -188,8 +212,13 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
         "datasets": [],
         "signature": None,
         "flavors": [],
+        "requirements": [],
         "environments": {},
     }
+    if facts.size is not None:
+        document["size"] = facts.size
+    if facts.requirements is not None:
+        document["requirements"] = list(facts.requirements)
     if run is not None:
         document["run"] = {
             "id": run.run_id,
@@ -208,7 +237,8 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
     if facts.creation is not None:
         document["created_by"] = facts.creation.by
     for period in facts.periods:
-        if period.binding == version.binding and period.environment not in document["environments"]:
+        known = period.environment in document["environments"]
+        if period.binding == version.binding and period.kind != "drift" and not known:
             document["environments"][period.environment] = {"since": _time(period.since)}
     return document
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
 from service.model import Finding, Verdict
-from service.promotion.expression import Expression, Path, resolve
-from service.promotion.facts import Facts, Source, sources_of
+from service.promotion.approving import Judged, Quorum, Seen, concerned_in, judge_approvals, missing_of
+from service.promotion.expression import Expression, Path, dotted, resolve
+from service.promotion.facts import Facts, Source, is_self_reported, newest_evidence, sources_of
+from service.promotion.schedule import AllowedTimes, Freeze
+from service.records import Evidence
 
+BUILT_IN = frozenset(
+    {"ready", "not-rejected", "not-quarantined", "allowed-times", "freeze", "reason-given", "was-live-before"}
+)
+"""Findings every gate has. No rule is named like one, or with ``after-`` or ``approvals-`` before its name."""
 _MAX_FACT_CHARACTERS = 200
 _VERSIONS = ("candidate", "incumbent")
 
@@ -27,6 +35,10 @@ class Rule:
     name: str
     require: Expression
     because: str
+    severity: str = "block"
+    """``block``, or ``warn``: said, and it closes nothing."""
+    waivable: bool = False
+    """An emergency may pass it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,32 @@ class Sealing(Enum):
     NEVER = "never"
 
 
+class Purpose(Enum):
+    """What a version is judged for."""
+
+    PROMOTION = "promotion"
+    ROLLBACK = "rollback"
+    EMERGENCY = "emergency"
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceTerms:
+    """What evidence of one kind must be to count."""
+
+    expire_after: float | None = None
+    """Seconds."""
+    keys: tuple[str, ...] = ()
+    """PEM texts of public keys; without any, no proof is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Rules that some models have besides those of all."""
+
+    models: str
+    rules: tuple[Rule, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """One environment of the models it covers, how it is marked, and what guards it."""
@@ -62,23 +100,68 @@ class Environment:
     """None: `Sealing.APPROVED` wherever something is asked of a version, else `Sealing.NEVER`."""
     listed_tags: tuple[str, ...] = ()
     """Keys of a version's tags that are evidence although no rule reads them: exact, or a prefix followed by ``*``."""
+    mode: str = "enforce"
+    """``enforce``; in ``warn`` and ``observe`` a closed gate refuses nothing."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    quorums: tuple[Quorum, ...] = ()
+    approvals_expire: float | None = None
+    """Seconds after which an approval does not count any more."""
+    review_needed: bool = False
+    """An approval must name the review it is based on."""
+    evidence: Mapping[str, EvidenceTerms] = field(default_factory=dict)
+    allowed_times: tuple[AllowedTimes, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    rollback_rules: tuple[Rule, ...] = ()
+    waivable: frozenset[str] = frozenset()
+    """Which of ``after``, ``approvals``, ``allowed-times`` and ``freeze`` an emergency may pass."""
+    on_drift: str = "report"
+    """``report``, or ``revert``: a mark moved beside the gateway is moved back."""
+    purpose: Purpose = Purpose.PROMOTION
 
     def covers(self, registry: str, model: str) -> bool:
         """Tell whether *model* of *registry* has this environment."""
-        if self.registry not in ("*", registry):
-            return False
-        return model.startswith(self.models[:-1]) if self.models.endswith("*") else model == self.models
+        return self.registry in ("*", registry) and matches(self.models, model)
+
+    def of_model(self, model: str) -> Environment:
+        """Return it as *model* has it: with the rules that only some models have."""
+        more = tuple(rule for item in self.overrides if matches(item.models, model) for rule in item.rules)
+        return dataclasses.replace(self, rules=(*self.rules, *more), overrides=()) if more else self
+
+    def for_rollback(self) -> Environment:
+        """Return it as a rollback is judged: by its own rules."""
+        return dataclasses.replace(
+            self,
+            rules=self.rollback_rules,
+            purpose=Purpose.ROLLBACK,
+            after=None,
+            quorums=(),
+            allowed_times=(),
+            freezes=(),
+        )
+
+    def for_emergency(self) -> Environment:
+        """Return it as an emergency is judged: by the same rules, of which waivable ones are passed."""
+        return dataclasses.replace(self, purpose=Purpose.EMERGENCY)
 
     def marked_by(self, kind: str, value: str) -> bool:
         """Tell whether *value* of *kind* marks this environment."""
         return any(mark.kind == kind and mark.value == value for mark in self.marks)
 
     @property
+    def enforced(self) -> bool:
+        """Whether a closed gate refuses; elsewhere it changes no answer."""
+        return self.mode == "enforce"
+
+    @property
     def sealing(self) -> Sealing:
         """Return from when on what stands behind a version must not be rewritten."""
+        if not self.enforced:
+            return Sealing.NEVER
         if self.seal is not None:
             return self.seal
-        return Sealing.APPROVED if self.rules or self.after is not None else Sealing.NEVER
+        asks = self.rules or self.after is not None or self.quorums or self.overrides
+        return Sealing.APPROVED if asks else Sealing.NEVER
 
     @property
     def seals(self) -> bool:
@@ -106,36 +189,111 @@ class Environment:
             for item in self.sealed_tags
         )
 
-    def reads(self, *field: str) -> bool:
-        """Tell whether a rule names *field* of the candidate or of what is live."""
-        return any(path[0] in _VERSIONS and path[1:] == field for path in self._paths())
+    def reads(self, *path: str) -> bool:
+        """Tell whether a rule names this field of the candidate or of what is live."""
+        return any(item[0] in _VERSIONS and item[1:] == path for item in self._paths())
 
     def _paths(self) -> Iterator[Path]:
         return (path for rule in self.rules for path in rule.require.paths)
 
     @property
     def rules_digest(self) -> str:
-        """Name the rules: an approval given under others is stale."""
-        text = json.dumps([self.after, [[rule.name, rule.require.text, rule.because] for rule in self.rules]])
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Name what is asked: an approval given under other rules is stale. Formatting and comments do not count."""
+        return hashlib.sha256(json.dumps(self._asked(texts=False), sort_keys=True).encode()).hexdigest()
+
+    def rules_document(self) -> dict[str, Any]:
+        """Give what `rules_digest` names, for the archive: the rules as they are written."""
+        return self._asked(texts=True)
+
+    def _asked(self, *, texts: bool) -> dict[str, Any]:
+        def said(rule: Rule) -> dict[str, Any]:
+            what = {"require": rule.require.text, "because": rule.because} if texts else {"tree": rule.require.digest}
+            return {"name": rule.name, "severity": rule.severity, "waivable": rule.waivable, **what}
+
+        return {
+            "purpose": "rollback" if self.purpose is Purpose.ROLLBACK else "promotion",
+            "after": self.after,
+            "rules": [said(rule) for rule in self.rules],
+            "parameters": dict(self.parameters),
+            "approvals": [[item.group, item.count] for item in self.quorums],
+            "review_needed": self.review_needed,
+            "approvals_expire": self.approvals_expire,
+            "evidence": {
+                kind: [terms.expire_after, sorted(hashlib.sha256(key.encode()).hexdigest() for key in terms.keys)]
+                for kind, terms in self.evidence.items()
+            },
+            "allowed_times": [str(item) for item in self.allowed_times],
+            "freezes": [[item.since, item.until] for item in self.freezes],
+            "waivable": sorted(self.waivable),
+        }
 
     def sources(self, side: str) -> frozenset[Source]:
         """Return what must be fetched about *side* to judge."""
         found = sources_of(self._paths(), side)
-        needs_record = side == "candidate" and (self.after is not None or self.names("approvals"))
+        needs_record = side == "candidate" and (self.after is not None or self.names("approvals") or self.quorums)
         return found | {Source.RECORD} if needs_record else found
 
-    def names(self, variable: str) -> bool:
-        """Tell whether any rule names *variable*."""
-        return any(path[0] == variable for path in self._paths())
+    def names(self, variable: str, *fields: str) -> bool:
+        """Tell whether any rule names *variable*, or these fields of it."""
+        return any(path[: len(fields) + 1] == (variable, *fields) for path in self._paths())
 
     def judge(self, facts: Facts, registry: str) -> Verdict:
         """Judge *facts*: every finding, not the first failure. A rule that cannot be evaluated fails."""
         digest = self.rules_digest
-        document = facts.document(self.name, registry, digest)
-        findings = [_ready(document), *self._after(document), *self._rejections(facts, digest)]
+        evidence = self.counting(facts)
+        judged = self._judge_approvals(facts, digest)
+        about = {"name": self.name, "registry": registry, "parameters": dict(self.parameters)}
+        document = facts.document(about, evidence, judged.approvals)
+        findings = [_ready(document), *_quarantine(facts), *self._built_in(facts, document, judged)]
         findings += [_find(rule, document) for rule in self.rules]
-        return Verdict(all(finding.passed for finding in findings), digest, tuple(findings))
+        if self.purpose is Purpose.EMERGENCY:
+            findings = [self._waive(item) for item in findings]
+        stale = tuple({"by": item.by, "because": because} for item, because in judged.stale)
+        allowed = not any(finding.blocks for finding in findings)
+        return Verdict(allowed, digest, tuple(findings), self.mode, stale)
+
+    def counting(self, facts: Facts) -> list[Evidence]:
+        """List the evidence that counts: the newest of each kind, if it is about these files and meets its terms."""
+        return [item for item in newest_evidence(facts.evidence) if self._counts(item, facts)]
+
+    def _counts(self, item: Evidence, facts: Facts) -> bool:
+        terms = self.evidence.get(item.kind, EvidenceTerms())
+        if item.artifact_digest != facts.artifact_digest:
+            return False
+        if item.expires is not None and item.expires <= facts.now:
+            return False
+        if terms.expire_after is not None and item.at + terms.expire_after <= facts.now:
+            return False
+        return not terms.keys or (item.proof or {}).get("key") in {key_id(key) for key in terms.keys}
+
+    def _judge_approvals(self, facts: Facts, digest: str) -> Judged:
+        creation = facts.candidate.creation
+        registrants = creation.persons if creation else ()
+        concerned = concerned_in(registrants, facts.evidence, facts.askers | facts.principal.persons)
+        seen = Seen(
+            self.name,
+            digest,
+            facts.artifact_digest,
+            facts.incumbent_binding,
+            facts.now,
+            self.approvals_expire,
+            self.review_needed,
+        )
+        return judge_approvals(facts.approvals, concerned, seen)
+
+    def _built_in(self, facts: Facts, document: Mapping[str, Any], judged: Judged) -> Iterator[Finding]:
+        if self.purpose is Purpose.ROLLBACK:
+            yield from _rollback(facts, self.name)
+        yield from self._after(document)
+        yield from self._times(facts.now)
+        for item in judged.vetoes:
+            because = f"rejected by {item.by}: {item.reason or 'no reason given'}"
+            if self.purpose is not Purpose.ROLLBACK:
+                yield Finding("not-rejected", passed=False, because=because)
+        for quorum in self.quorums:
+            left = missing_of(quorum, judged.approvals)
+            because = f"{quorum.count} of {quorum.group} must approve" + (f"; {left} more needed" if left else "")
+            yield Finding(f"approvals-{quorum.group.removeprefix('group:')}", passed=not left, because=because)
 
     def _after(self, document: Mapping[str, Any]) -> Sequence[Finding]:
         if self.after is None:
@@ -144,12 +302,29 @@ class Environment:
         because = f"was live in {self.after}" if been else f"was never live in {self.after} by record"
         return (Finding(f"after-{self.after}", been, because),)
 
-    def _rejections(self, facts: Facts, digest: str) -> Sequence[Finding]:
-        return [
-            Finding("not-rejected", passed=False, because=f"rejected by {item.by}: {item.reason or 'no reason given'}")
-            for item in facts.in_force(self.name, digest)
-            if item.decision == "reject"
-        ]
+    def _times(self, now: float) -> Iterator[Finding]:
+        if self.allowed_times:
+            passed = any(item.holds(now) for item in self.allowed_times)
+            yield Finding("allowed-times", passed, f"allowed: {'; '.join(str(item) for item in self.allowed_times)}")
+        for item in self.freezes:
+            if item.holds(now):
+                until = datetime.fromtimestamp(item.until, UTC).isoformat(timespec="minutes")
+                yield Finding("freeze", passed=False, because=f"frozen until {until}: {item.because}")
+
+    def _waive(self, finding: Finding) -> Finding:
+        kind = finding.rule.split("-")[0] if finding.rule.startswith(("after-", "approvals-")) else finding.rule
+        may = kind in self.waivable or any(rule.waivable for rule in self.rules if rule.name == finding.rule)
+        return dataclasses.replace(finding, waived=True) if finding.blocks and may else finding
+
+
+def key_id(pem: str) -> str:
+    """Name a public key: sha256 of its PEM text without white space."""
+    return hashlib.sha256("".join(pem.split()).encode()).hexdigest()
+
+
+def matches(pattern: str, model: str) -> bool:
+    """Tell whether a model's name is *pattern*, or begins with what stands before its ``*``."""
+    return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
 
 
 def _fold(key: str) -> str:
@@ -164,15 +339,35 @@ def _ready(document: Mapping[str, Any]) -> Finding:
     return Finding("ready", passed, because, facts={"candidate.status": status})
 
 
+def _quarantine(facts: Facts) -> Iterator[Finding]:
+    if facts.quarantine is not None:
+        yield Finding("not-quarantined", passed=False, because=f"the version is in quarantine: {facts.quarantine}")
+
+
+def _rollback(facts: Facts, environment: str) -> Iterator[Finding]:
+    yield Finding("reason-given", bool(facts.reason.strip()), "a rollback needs a reason")
+    version = facts.candidate.version
+    been = any(
+        period.environment == environment and period.binding == version.binding and period.kind != "drift"
+        for period in facts.candidate.periods
+    )
+    because = f"was live in {environment}" if been else f"was never live in {environment} by record"
+    yield Finding("was-live-before", been, because)
+
+
 def _find(rule: Rule, document: Mapping[str, Any]) -> Finding:
     outcome = rule.require.evaluate(document)
-    facts = {".".join(str(part) for part in path): _shown(path, document) for path in rule.require.paths}
+    paths = {dotted(path): path for path in rule.require.paths}
+    facts = {".".join(str(part) for part in path): _shown(path, document) for path in paths.values()}
     because = rule.because
     if outcome.missing:
         because = f"{rule.because} (missing: {', '.join(outcome.missing)})"
     elif outcome.problem:
         because = f"{rule.because} (could not be evaluated: {outcome.problem})"
-    return Finding(rule.name, outcome.value is True, because, outcome.missing, facts)
+    reported = tuple(name for name, path in paths.items() if is_self_reported(path))
+    return Finding(
+        rule.name, outcome.value is True, because, outcome.missing, facts, rule.severity, self_reported=reported
+    )
 
 
 def _shown(path: Path, document: Mapping[str, Any]) -> Any:

@@ -75,7 +75,7 @@ async def tables(it):
     for model in {"iris", "iris2"} & set(it.memory.models):
         for number in it.memory.models[model]["versions"]:
             found = await backend.get_version(model, number)
-            made.append((model, number, await journal.creation("main", model, found.binding) is not None))
+            made.append((model, number, (await journal.version("main", model, found.binding)).creation is not None))
     seals = sorted(
         (seal.model, seal.environment.name, seal.version, seal.standing.value)
         for seal in it.application.gateway.seals._seals.values()

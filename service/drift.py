@@ -1,0 +1,228 @@
+"""Compares what is live in the registries with the record: what was moved beside the gateway is drift."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from service.audit import Operation
+from service.backend import Backend
+from service.change import Promotion
+from service.effects import Effect, MadeLive, TakenDown
+from service.errors import GatewayError, NotFound, OutcomeUnknown
+from service.gateway import Gateway
+from service.guard import live_version
+from service.marking import Marking, made_live, missing_marks, take_marks, write_marks
+from service.model import Call, Need, Principal, Record, resource
+from service.promotion.environments import Environments
+from service.promotion.gate import Environment
+from service.records import LivePeriod, ModelVersion, RegisteredModel
+
+SELF = Principal("service:registry-gateway", issuer="registry-gateway")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a comparison showed."""
+
+    environment: str
+    state: str
+    """``agrees``, ``drifted`` (recorded before or just now), ``reverted``, or ``unsettled``: an operation is open."""
+    recorded: str | None
+    """The version that is live by record; before this look."""
+    live: str | None
+
+
+class Drift:
+    """Looks for drift: when asked, and at a pace."""
+
+    def __init__(self, gateway: Gateway, environments: Environments, interval_seconds: float) -> None:
+        """Look at each of *gateway*'s registries every *interval_seconds*; 0: only when asked."""
+        self._gateway = gateway
+        self._environments = environments
+        self._interval = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        if self._interval > 0 and self._environments.all:
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            for backend in self._gateway.backends.values():
+                try:
+                    await self.sweep(backend)
+                except GatewayError as error:
+                    _log.warning("looking for drift is waiting", registry=backend.name, problem=error.detail)
+                except Exception as error:  # noqa: BLE001  # it must never end
+                    _log.error("looking for drift failed", problem=f"{type(error).__name__}: {error}")
+
+    async def sweep(self, backend: Backend) -> list[Look]:
+        """Compare every marked model of *backend*; return what does not agree.
+
+        Raises:
+            RegistryUnavailable, JournalUnavailable: it could not be compared.
+        """
+        recorded = {
+            (model, period.environment): period
+            for registry, model, period in await self._gateway.trail.journal.live()
+            if registry == backend.name
+        }
+        odd: list[tuple[str, Environment]] = []
+        async for model in backend.list_models():
+            for environment in self._environments.of(backend.name, model.name):
+                period = recorded.pop((model.name, environment.name), None)
+                live = live_version(model, environment)
+                if live != (period.version if period else None):
+                    odd.append((model.name, environment))
+        for name, environment_name in recorded:  # models that are gone
+            gone = self._environments.get(backend.name, name, environment_name)
+            if gone is not None:
+                odd.append((name, gone))
+        return [await self.look(backend, name, environment) for name, environment in odd]
+
+    async def look(self, backend: Backend, model: str, environment: Environment) -> Look:
+        """Compare one environment under the model's lock, and record or revert what drifted."""
+        return await self._gateway.alone(backend.name, model, lambda: self._look(backend, model, environment))
+
+    async def _look(self, backend: Backend, model: str, environment: Environment) -> Look:
+        journal = self._gateway.trail.journal
+        for item in await journal.unsettled():
+            if item.registry == backend.name and model in (
+                (item.change or {}).get("model"),
+                (item.change or {}).get("new_name"),
+            ):
+                return Look(environment.name, "unsettled", None, None)
+        found, version = await _present(backend, model, environment)
+        period = next(
+            (
+                item
+                for item in reversed(await journal.periods(backend.name, model))
+                if item.environment == environment.name and item.until is None
+            ),
+            None,
+        )
+        recorded, live = (period.version if period else None), (version.version if version else None)
+        agrees = (period.binding if period else None) == (version.binding if version else None)
+        if agrees:
+            state = "drifted" if period is not None and period.kind == "drift" else "agrees"
+            return Look(environment.name, state, recorded, live)
+        await self._record(backend, model, environment, period, version)
+        reverts = environment.on_drift == "revert" and environment.enforced
+        if reverts and found is not None and await self._revert(backend, environment, found, period):
+            return Look(environment.name, "reverted", recorded, live)
+        return Look(environment.name, "drifted", recorded, live)
+
+    async def _record(
+        self,
+        backend: Backend,
+        model: str,
+        environment: Environment,
+        period: LivePeriod | None,
+        version: ModelVersion | None,
+    ) -> None:
+        operation = self._operation(backend, model, environment, "driftFound", "environment:drift")
+        operation.version = version.version if version else None
+        operation.before = {"version": period.version if period else None}
+        operation.after = {"version": version.version if version else None}
+        operation.detail = "The registry's mark was moved beside the gateway."
+        effect: Effect = TakenDown(backend.name, model, (environment.name,), self._gateway.trail.now())
+        if version is not None:
+            effect = await self._live(backend, environment, version, operation, "drift")
+        await self._gateway.trail.stored(operation, [effect])
+        self._gateway.follow([effect])
+        _log.error("drift", registry=backend.name, model=model, environment=environment.name)
+
+    def _operation(self, backend: Backend, model: str, environment: Environment, name: str, action: str) -> Operation:
+        where = resource("models", model, "environments", environment.name)
+        call = Call(principal=SELF, registry=backend.name, name=name, needs=(Need(action, where),), record=Record.EACH)
+        operation = Operation.opened(call, self._gateway.trail.now())
+        operation.environment, operation.model = environment.name, model
+        return operation
+
+    async def _live(
+        self, backend: Backend, environment: Environment, version: ModelVersion, operation: Operation, kind: str
+    ) -> MadeLive:
+        return await made_live(
+            backend,
+            environment,
+            version,
+            since=self._gateway.trail.now(),
+            by=operation.principal.subject,
+            operation=operation.id,
+            reason=operation.detail,
+            kind=kind,
+        )
+
+    async def _revert(
+        self, backend: Backend, environment: Environment, found: RegisteredModel, period: LivePeriod | None
+    ) -> bool:
+        """Move the marks back to what the record says; False if that version is not there any more."""
+        operation = self._operation(backend, found.name, environment, "driftReverted", "environment:revert")
+        operation.detail = "Moved back to what the record says."
+        operation.before = {"version": live_version(found, environment)}
+        version = None
+        if period is not None and period.kind != "drift":
+            try:
+                version = await backend.get_version(found.name, period.version)
+            except NotFound:
+                return False
+            if version.binding != period.binding:
+                return False
+        operation.version = version.version if version else None
+        operation.after = {"version": operation.version}
+        change = Promotion(found.name, environment.name, operation.version or "", purpose="revert")
+        operation.change = {
+            "kind": "Promotion" if version else "Retirement",
+            "model": found.name,
+            "environment": environment.name,
+            "version": change.version,
+            "purpose": "revert",
+        }
+        await self._gateway.trail.intent(operation)
+        try:
+            if version is None:
+                await take_marks(backend, found, environment)
+            else:
+                marks = missing_marks(self._environments, backend.name, found, version, environment)
+                await write_marks(backend, Marking(marks, found, version), operation)
+        except GatewayError as error:
+            operation.detail = error.detail
+            await self._gateway.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
+            return False
+        effect: Effect = TakenDown(backend.name, found.name, (environment.name,), self._gateway.trail.now())
+        if version is not None:
+            effect = await self._live(backend, environment, version, operation, "revert")
+        await self._gateway.trail.outcome(operation, "succeeded", [effect])
+        self._gateway.follow([effect])
+        return True
+
+
+async def _present(
+    backend: Backend, model: str, environment: Environment
+) -> tuple[RegisteredModel | None, ModelVersion | None]:
+    try:
+        found = await backend.get_model(model)
+        live = live_version(found, environment)
+        return found, None if live is None else await backend.get_version(model, live)
+    except NotFound:
+        return None, None
+
+
+async def marked_models(backend: Backend, environments: Environments) -> AsyncIterator[RegisteredModel]:
+    """Yield the models in which something is live."""
+    async for model in backend.list_models():
+        if any(live_version(model, item) is not None for item in environments.of(backend.name, model.name)):
+            yield model

@@ -1,0 +1,246 @@
+"""What is read from the journal. Each method has the journal's deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Engine, Select, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.audit import Event, KnownOperation, OpenOperation, StoredAnswer
+from service.effects import Signed
+from service.errors import JournalUnavailable
+from service.journal import tables as t
+from service.records import (
+    Approval,
+    Creation,
+    Debt,
+    Evidence,
+    LivePeriod,
+    PromotionRequest,
+    Quarantine,
+    VersionRecords,
+)
+
+_MAX_REQUESTS = 1000
+_log = structlog.get_logger()
+
+
+class Reads:
+    """The reading half of the journal; readers do not wait for the writer."""
+
+    def __init__(self, engine: Engine, deadline_seconds: float) -> None:
+        """Read through *engine*."""
+        self._engine = engine
+        self._deadline = deadline_seconds
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        (rows,) = await self._all([query])
+        return rows
+
+    async def _all(self, queries: Sequence[Select[Any]]) -> list[Sequence[Any]]:
+        """Run *queries* in one transaction: they see one state."""
+
+        def work() -> list[Sequence[Any]]:
+            with self._engine.connect() as connection:
+                return [_read(connection, query) for query in queries]
+
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await asyncio.to_thread(work)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            _log.error("journal read failed", problem=type(error).__name__)
+            message = "The journal cannot be read."
+            raise JournalUnavailable(message) from None
+
+    async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
+        """List events after the sequence *after* that match *filters*, oldest first."""
+        query = select(t.events.c.sequence, t.events.c.body).where(t.events.c.sequence > after)
+        for name, value in filters.items():
+            if name == "since":
+                query = query.where(t.events.c.time >= value)
+            elif name == "until":
+                query = query.where(t.events.c.time < value)
+            elif isinstance(value, list):
+                query = query.where(t.events.c[name].in_(value))
+            else:
+                query = query.where(t.events.c[name] == value)
+        rows = await self._rows(query.order_by(t.events.c.sequence).limit(limit))
+        return [(row.sequence, json.loads(row.body)) for row in rows]
+
+    async def operation_events(self, operation: str) -> list[Event]:
+        """List the events of one operation."""
+        rows = await self._rows(
+            select(t.events.c.body).where(t.events.c.operation == operation).order_by(t.events.c.sequence)
+        )
+        return [json.loads(row.body) for row in rows]
+
+    async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
+        """List operations without a terminal outcome, or *operation* if it has none."""
+        query = (
+            select(t.operations, t.events.c.body)
+            .join(t.events, (t.events.c.operation == t.operations.c.id) & (t.events.c.phase == "intent"))
+            .where(t.operations.c.state.in_(("open", "unknown")))
+            .order_by(t.operations.c.at)
+        )
+        if operation is not None:
+            query = query.where(t.operations.c.id == operation)
+        return [
+            OpenOperation(row.id, row.digest, row.registry, row.state, row.change, json.loads(row.body), row.at)
+            for row in await self._rows(query)
+        ]
+
+    async def operation_by_key(self, key: str) -> KnownOperation | None:
+        """Return the newest operation that was begun with this Idempotency-Key (hashed)."""
+        c = t.operations.c
+        rows = await self._rows(select(c.id, c.digest, c.state).where(c.key == key).order_by(c.at.desc()).limit(1))
+        return KnownOperation(rows[0].id, rows[0].digest, rows[0].state) if rows else None
+
+    async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
+        """Get all that is recorded of one version."""
+        c, e, a, p, q, r = (
+            table.c for table in (t.creations, t.evidence, t.approvals, t.periods, t.quarantines, t.requests)
+        )
+
+        def of(columns: Any) -> tuple[Any, ...]:
+            return columns.registry == registry, columns.model == model, columns.binding == binding
+
+        creations, evidence, approvals, periods, quarantines, requests = await self._all(
+            [
+                select(t.creations).where(*of(c)),
+                select(e.body).where(*of(e)).order_by(e.number),
+                select(a.body, a.revoked_at).where(*of(a)).order_by(a.number),
+                select(t.periods).where(p.registry == registry, p.model == model).order_by(p.since, p.id),
+                select(t.quarantines).where(*of(q), q.lifted_at.is_(None)).order_by(q.at),
+                select(t.requests).where(*of(r), r.state != "cancelled").order_by(r.at).limit(_MAX_REQUESTS),
+            ]
+        )
+        return VersionRecords(
+            creation=_creation(creations[0]) if creations else None,
+            evidence=tuple(_evidence(row) for row in evidence),
+            approvals=tuple(_approval(row) for row in approvals),
+            periods=tuple(_period(row) for row in periods),
+            quarantine=_quarantine(quarantines[0]) if quarantines else None,
+            requests=tuple(_request(row) for row in requests),
+        )
+
+    async def signed(self) -> list[Signed]:
+        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first."""
+        c = t.approvals.c
+        query = select(t.approvals).where(c.revoked_at.is_(None), c.deleted_at.is_(None), c.version.is_not(None))
+        return [
+            Signed(row.registry, row.model, row.binding, _approval(row), row.version, tuple(row.behind))
+            for row in await self._rows(query.order_by(c.number))
+        ]
+
+    async def periods(self, registry: str, model: str) -> list[LivePeriod]:
+        """List what was live when, oldest first."""
+        c = t.periods.c
+        rows = await self._rows(
+            select(t.periods).where(c.registry == registry, c.model == model).order_by(c.since, c.id)
+        )
+        return [_period(row) for row in rows]
+
+    async def live(self) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live everywhere by record: registry, model, period."""
+        rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
+        return [(row.registry, row.model, _period(row)) for row in rows]
+
+    async def verdicts(self, operations: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Map those of *operations* that were judged to the verdict in their last event."""
+        c = t.events.c
+        rows = await self._rows(
+            select(c.operation, c.body).where(c.operation.in_(operations[:_MAX_REQUESTS])).order_by(c.sequence)
+        )
+        bodies = ((row.operation, json.loads(row.body)["data"]["verdict"]) for row in rows)
+        return {operation: verdict for operation, verdict in bodies if verdict}
+
+    async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
+        """Return what is kept by *digest*: ``rules`` or a ``review``."""
+        c = t.documents.c
+        rows = await self._rows(select(c.body).where(c.kind == kind, c.digest == digest))
+        return dict(rows[0].body) if rows else None
+
+    async def answer(self, key: str) -> StoredAnswer | None:
+        """Return what a POST with this Idempotency-Key was answered."""
+        rows = await self._rows(select(t.answers).where(t.answers.c.key == key))
+        if not rows:
+            return None
+        row = rows[0]
+        return StoredAnswer(row.fingerprint, row.status, dict(row.headers), row.body, row.at)
+
+    async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
+        """List what emergencies left, oldest first, each with the model's present name."""
+        c = t.debts.c
+        query = select(t.debts).order_by(c.at).limit(_MAX_REQUESTS)
+        if registry is not None:
+            query = query.where(c.registry == registry)
+        if open_only:
+            query = query.where(c.closed_at.is_(None))
+        return [(row.model, _debt(row)) for row in await self._rows(query)]
+
+    async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
+        """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
+        c = t.requests.c
+        query = select(t.requests).order_by(c.at).limit(_MAX_REQUESTS)
+        query = query.where(c.state == "open") if request_id is None else query.where(c.id == request_id)
+        return [(row.registry, row.model, _request(row)) for row in await self._rows(query)]
+
+
+def _read(connection: Connection, query: Select[Any]) -> Sequence[Any]:
+    return connection.execute(query).all()
+
+
+def _values(row: Any, *without: str) -> dict[str, Any]:
+    """Give a row as keywords; lists of JSON become tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in row._mapping.items()  # noqa: SLF001  # SQLAlchemy's public name for it
+        if name not in without
+    }
+
+
+def _creation(row: Any) -> Creation:
+    return Creation(**_values(row, "registry"))
+
+
+def _quarantine(row: Any) -> Quarantine:
+    return Quarantine(row.id, row.version, row.reason, row.by, row.at)
+
+
+def _request(row: Any) -> PromotionRequest:
+    return PromotionRequest(**_values(row, "registry", "model"))
+
+
+def _debt(row: Any) -> Debt:
+    return Debt(**_values(row))
+
+
+def _evidence(row: Any) -> Evidence:
+    body = row.body
+    return Evidence(**{**body, "groups": tuple(body["groups"]), "persons": tuple(body.get("persons", ()))})
+
+
+def _approval(row: Any) -> Approval:
+    body = row.body
+    groups, persons = tuple(body["groups"]), tuple(body["persons"])
+    return Approval(**{**body, "groups": groups, "persons": persons, "revoked": row.revoked_at is not None})
+
+
+def _period(row: Any) -> LivePeriod:
+    return LivePeriod(
+        row.environment,
+        row.version,
+        row.binding,
+        row.since,
+        row.until,
+        row.by,
+        row.operation,
+        row.reason,
+        tuple(row.behind),
+        row.kind,
+    )

@@ -1,0 +1,218 @@
+"""What a batch of the journal becomes in SQL: events chained one to the next, and the tables they change."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+
+from service import effects as f
+from service.audit import Event, canonical_json
+from service.journal import tables as t
+from service.records import Approval, Evidence
+
+GENESIS = "0" * 64
+ANSWERS_KEPT_SECONDS = 24 * 3600.0
+
+
+@dataclasses.dataclass(slots=True)
+class Job:
+    """Events and effects of one transaction, and who waits for it."""
+
+    events: Sequence[Event]
+    effects: Sequence[f.Effect]
+    done: asyncio.Future[list[Event]]
+    undo: tuple[Sequence[Event], Sequence[f.Effect]] | None
+    abandoned: bool = False
+
+
+# Built once: a statement is as costly to build as to run.
+_HEAD = select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
+_TOUCH = update(t.operations).where(t.operations.c.id == "").values(state="open")
+_INSERT_EVENT = insert(t.events)
+_INSERT_OPERATION = insert(t.operations)
+_SETTLE = (
+    update(t.operations)
+    .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(("open", "unknown")))
+    .values(state=bindparam("new_state"))
+)
+Head = tuple[int, str]
+"""Sequence and hash of the last event."""
+
+
+def head_of(connection: Connection) -> Head:
+    """Return sequence and hash of the last event."""
+    row = connection.execute(_HEAD).first()
+    return (row.sequence, row.hash) if row else (0, GENESIS)
+
+
+def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[list[Event]], Head]:
+    """Chain and store the events of *jobs* after *head*; a second writer would break on the sequence's key."""
+    sequence, previous = head
+    stored: list[list[Event]] = []
+    for job in jobs:
+        finished: list[Event] = []
+        for item in job.events:
+            sequence += 1
+            data = {**item["data"], "sequence": sequence, "previous": previous}
+            chained = {**item, "data": data}
+            body = canonical_json(chained)
+            previous = hashlib.sha256(body).hexdigest()
+            connection.execute(_INSERT_EVENT, _columns(chained, sequence, body.decode(), previous))
+            finished.append(chained)
+        for effect in job.effects:
+            _apply(connection, effect)
+        stored.append(finished)
+    if not any(stored):
+        connection.execute(_TOUCH)  # a ping proves that the journal can be written
+    return stored, (sequence, previous)
+
+
+def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, Any]:
+    data = item["data"]
+    return {
+        "sequence": sequence,
+        "id": item["id"],
+        "time": datetime.fromisoformat(item["time"]).timestamp(),
+        "type": item["type"],
+        "phase": data["phase"],
+        "operation": data["operation"],
+        "actor": data["actor"]["subject"],
+        "action": data["action"],
+        "registry": data["registry"],
+        "resource": data["resource"],
+        "model": data["model"],
+        "version": data["version"],
+        "environment": data["environment"],
+        "outcome": data["outcome"],
+        "body": body,
+        "hash": digest,
+    }
+
+
+def _apply(connection: Connection, effect: f.Effect) -> None:
+    match effect:
+        case f.Opened():
+            connection.execute(insert(t.operations), _opened(effect))
+        case f.Settled():
+            connection.execute(_SETTLE, {"operation": effect.operation, "new_state": effect.state})
+        case f.Registered():
+            row = dataclasses.asdict(effect.creation)
+            connection.execute(insert(t.creations), {**row, "registry": effect.registry})
+        case f.MadeLive():
+            _end(connection, effect.registry, effect.model, (effect.period.environment,), effect.period.since)
+            row = dataclasses.asdict(effect.period)
+            connection.execute(insert(t.periods), {**row, "registry": effect.registry, "model": effect.model})
+        case f.TakenDown():
+            _end(connection, effect.registry, effect.model, effect.environments, effect.at)
+        case f.Renamed():
+            for table in t.BY_MODEL:
+                here = (table.c.registry == effect.registry, table.c.model == effect.model)
+                connection.execute(update(table).where(*here).values(model=effect.new_name))
+        case f.Deleted():
+            c = t.approvals.c
+            query = update(t.approvals).where(c.registry == effect.registry, c.model == effect.model)
+            query = query.where(c.deleted_at.is_(None))
+            if effect.version:
+                query = query.where(c.version == effect.version)
+            connection.execute(query.values(deleted_at=effect.at))
+        case _:
+            _apply_to_records(connection, effect)
+
+
+def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
+    """Change what the gateway itself records about versions."""
+    match effect:
+        case f.Posted():
+            _insert_body(connection, t.evidence, effect, effect.evidence)
+        case f.Signed():
+            more = {"version": effect.version, "behind": effect.behind}
+            _insert_body(connection, t.approvals, effect, effect.approval, **more)
+        case f.Withdrawn():
+            connection.execute(delete(t.evidence).where(t.evidence.c.id == effect.evidence_id))
+        case f.Revoked():
+            _set(connection, t.approvals, effect.approval_id, revoked_at=effect.at)
+        case f.Archived():
+            _keep(connection, "rules", effect)
+        case f.Reviewed():
+            _keep(connection, "review", effect)
+        case f.Quarantined():
+            here = {"registry": effect.registry, "model": effect.model, "binding": effect.binding}
+            connection.execute(insert(t.quarantines), {**here, **dataclasses.asdict(effect.quarantine)})
+        case f.Released():
+            _set(connection, t.quarantines, effect.quarantine_id, lifted_at=effect.at)
+        case f.Requested():
+            here = {"registry": effect.registry, "model": effect.model}
+            connection.execute(insert(t.requests), {**here, **dataclasses.asdict(effect.request)})
+        case f.RequestEnded():
+            ended = {"ended_at": effect.at, "ended_by": effect.by, "operation": effect.operation}
+            _set(connection, t.requests, effect.request_id, state=effect.state, **ended)
+        case f.Owed():
+            connection.execute(insert(t.debts), dataclasses.asdict(effect.debt))
+        case f.Paid():
+            closed = {"closed_at": effect.at, "closed_by": effect.by, "closing_reason": effect.reason}
+            _set(connection, t.debts, effect.debt_id, **closed)
+        case f.Answered():
+            _answer(connection, effect)
+
+
+def _opened(effect: f.Opened) -> dict[str, Any]:
+    return {
+        "id": effect.operation,
+        "digest": effect.digest,
+        "registry": effect.registry,
+        "state": "open",
+        "change": effect.change,
+        "at": effect.at,
+        "key": effect.key or None,
+    }
+
+
+def _set(connection: Connection, table: Table, identifier: str, **values: Any) -> None:
+    connection.execute(update(table).where(table.c.id == identifier).values(**values))
+
+
+def _keep(connection: Connection, kind: str, effect: f.Archived | f.Reviewed) -> None:
+    """Keep a document by its digest; the same one is kept once."""
+    c = t.documents.c
+    known = connection.execute(select(c.at).where(c.kind == kind, c.digest == effect.digest)).first()
+    if known is None:
+        row = {"kind": kind, "digest": effect.digest, "body": effect.document, "at": effect.at}
+        connection.execute(insert(t.documents), row)
+
+
+def _answer(connection: Connection, effect: f.Answered) -> None:
+    """Keep an answer for a day; the first one for a key stays."""
+    c = t.answers.c
+    connection.execute(delete(t.answers).where(c.at < effect.at - ANSWERS_KEPT_SECONDS))
+    if connection.execute(select(c.at).where(c.key == effect.key)).first() is None:
+        connection.execute(insert(t.answers), dataclasses.asdict(effect))
+
+
+def _insert_body(
+    connection: Connection, table: Any, effect: f.Posted | f.Signed, body: Evidence | Approval, **more: Any
+) -> None:
+    connection.execute(
+        insert(table),
+        {
+            "id": body.id,
+            "registry": effect.registry,
+            "model": effect.model,
+            "binding": effect.binding,
+            "body": dataclasses.asdict(body),
+            **more,
+        },
+    )
+
+
+def _end(connection: Connection, registry: str, model: str, environments: tuple[str, ...], at: float) -> None:
+    c = t.periods.c
+    query = update(t.periods).where(c.registry == registry, c.model == model, c.until.is_(None))
+    if environments:
+        query = query.where(c.environment.in_(environments))
+    connection.execute(query.values(until=at))
