@@ -133,6 +133,8 @@ def convert(data: Any, kind: type[T], file: YamlFile) -> T:
             keys = (*keys, problem.split("`")[1])
             problem = f"unknown key {'.'.join(str(key) for key in keys)!r}"
         elif keys:
+            if problem.startswith("Invalid enum value"):
+                problem += f"; it is one of: {', '.join(_choices(kind, keys))}"
             problem = f"{'.'.join(str(key) for key in keys)}: {problem}"
         raise file.error(problem, *keys) from None
 
@@ -155,6 +157,25 @@ def _named(data: Any, kind: Any, keys: tuple[str | int, ...]) -> tuple[str | int
         except msgspec.ValidationError:
             return (*keys[:at], key, *keys[at + 1 :])
     return (*keys[:at], *keys[at + 1 :])
+
+
+def _choices(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
+    """List what msgspec would have taken at *keys* of *kind*."""
+    kinds = [msgspec.inspect.type_info(kind)]
+    for key in (*keys, None):
+        kinds = [inner for outer in kinds for inner in (outer.types if hasattr(outer, "types") else [outer])]
+        if key is None:
+            break
+        found: list[Any] = []
+        for outer in kinds:
+            if isinstance(outer, msgspec.inspect.StructType):
+                found += [field.type for field in outer.fields if field.encode_name == key]
+            elif isinstance(outer, msgspec.inspect.DictType):
+                found.append(outer.value_type)
+            elif isinstance(outer, msgspec.inspect.CollectionType):
+                found.append(outer.item_type)
+        kinds = found
+    return [str(value) for item in kinds if isinstance(item, msgspec.inspect.LiteralType) for value in item.values]
 
 
 def _keys(where: str) -> tuple[str | int, ...]:

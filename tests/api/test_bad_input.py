@@ -259,7 +259,7 @@ async def test_a_bad_write(running, case):
         ("/v1/audit/events?limit=0", None, None, 400),
         ("/v1/promotions/nope", None, None, 404),
         ("/v1/audit/events?registri=x", None, None, 400),
-        (f"{V1}/iris/environments/production?at=2020-01-01T00:00:00Z", None, None, 400),
+        (f"{V1}/iris/environments/production?at=2020-01-01T00:00:00Z", None, None, 404),
     ],
 )
 async def test_a_bad_read(running, target, headers, raw, status):

@@ -52,10 +52,10 @@ CHANGES = [
 
 async def prepare(it, client):
     """Version 1 is live in production, 2 could be; old tags stand."""
-    for _ in range(2):
-        version = await register(it, client)
-        await satisfy(client, version)
+    first, second = await register(it, client), await register(it, client)
+    await satisfy(client, first)
     assert (await promote(client, "1")).status == 200
+    await satisfy(client, second)  # for what is live then
     for path, message in (
         ("registered-models/set-tag", {"name": "iris"}),
         ("model-versions/set-tag", {"name": "iris", "version": "1"}),

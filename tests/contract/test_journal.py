@@ -114,7 +114,7 @@ async def test_what_was_signed_is_listed_until_it_is_taken_back_or_its_version_d
     await journal.append([], [Renamed("main", "iris", "lily"), signed("f", "2", "iris")])
     found = [(item.model, item.version, item.approval.id) for item in await journal.signed()]
     assert found == [("lily", "1", "b"), ("rose", "1", "e"), ("iris", "2", "f")]
-    assert [item.id for item in await journal.approvals("main", "lily", "binding of 1")] == ["a", "b", "d"]
+    assert [item.id for item in (await journal.version("main", "lily", "binding of 1")).approvals] == ["a", "b", "d"]
 
 
 async def test_a_journal_of_the_first_schema_is_upgraded_with_what_it_holds(tmp_path):
@@ -139,7 +139,7 @@ async def test_a_journal_of_the_first_schema_is_upgraded_with_what_it_holds(tmp_
     schema.check(url)
     journal = SqlJournal(url)
     await journal.start()
-    assert [item.id for item in await journal.approvals("main", "iris", "b")] == ["old"]
+    assert [item.id for item in (await journal.version("main", "iris", "b")).approvals] == ["old"]
     assert await journal.signed() == []  # what stood behind it was not kept
     await journal.append([], [Renamed("main", "iris", "lily"), Deleted("main", "lily", "", 2.0), signed("new")])
     assert [item.approval.id for item in await journal.signed()] == ["new"]

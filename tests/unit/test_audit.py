@@ -143,7 +143,8 @@ def test_a_large_event_loses_the_facts_of_its_findings_first() -> None:
     assert event["data"]["reason"] == "r" * 900
     findings = event["data"]["verdict"]["findings"]
     assert len(findings) == 40
-    assert findings[7] == {"rule": "rule-7", "passed": False, "because": "low", "missing": [], "facts": {}}
+    kept = {"rule": "rule-7", "passed": False, "because": "low", "missing": [], "facts": {}}
+    assert findings[7] == {**kept, "severity": "block", "waived": False, "self_reported": []}
     assert BIG_FACTS.findings[0].facts, "the verdict itself is not touched"
 
 

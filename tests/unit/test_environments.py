@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_with_its_line(load: Load, text: str, line: int, 
         (re.sub(r"    marks: .*\n", "", STAGING), "missing required field `marks`"),
         (STAGING.replace("rules: []", "rules: []\n    ruels: []"), "ruels"),
         (BOTH.replace("require:", "requires:"), "require"),
-        (BOTH.replace("because: too low", "because: too low\n        severity: warn"), "severity"),
+        (BOTH.replace("because: too low", "because: too low\n        severity: wran"), "severity: Invalid enum value 'wran'; it is one of: block, warn"),
         (BOTH.replace("where: {registry", "where: {registri"), "registri"),
         (BOTH.replace("alias: champion", "alias: 1"), "Expected `str`"),
     ],
@@ -213,7 +213,7 @@ def test_what_only_stands_after_another_is_sealed_too(load: Load) -> None:
 @pytest.mark.parametrize(
     ("more", "line", "says"),
     [
-        ("    seal: always\n", 14, "seal: 'always' is none of approved, live, never"),
+        ("    seal: always\n", 14, "seal: Invalid enum value 'always'; it is one of: approved, live, never"),
         ("    seal: true\n", 14, "seal"),
         ("    sealed_tags: [a, 'b*c']\n", 14, "sealed_tags: a tag's key, or a prefix that ends in *"),
         ("    sealed_tags: [' ']\n", 14, "sealed_tags: a tag's key, or a prefix that ends in *"),

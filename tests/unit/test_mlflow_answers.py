@@ -39,7 +39,7 @@ CLOSED = Verdict(
 def test_errors_have_mlflows_shape(error: errors.GatewayError, status: int, code: str) -> None:
     found, headers, body = render_error(error)
     assert (found, json.loads(body)["error_code"]) == (status, code)
-    assert ("retry-after" in headers) is (status == 503)
+    assert ("retry-after" in headers) is (status == 503 or isinstance(error, errors.OperationPending))
     assert ("www-authenticate" in headers) is (status == 401)
 
 
