@@ -36,7 +36,7 @@ from service.errors import (
 from service.guard import Guard, live_version, marked_versions
 from service.joining import read_back
 from service.marking import take_marks
-from service.model import Answer, Call, Decision, Need, Principal, Record, resource
+from service.model import Answer, Call, Decision, Need, Principal, Record, Verdict, resource
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
 from service.promotion.gate import Environment, Mark, Purpose
@@ -385,7 +385,13 @@ class Gateway:
 
         result = await self._promoter.promote(backend, environment, asked, operation, retire)
         self.follow(result.effects)
-        return Answer(200, promotion=result, operation=operation.id, revision=operation.decision.revision)
+        return Answer(
+            200,
+            headers=_warning(result.verdict),
+            promotion=result,
+            operation=operation.id,
+            revision=operation.decision.revision,
+        )
 
     async def _retire(
         self, backend: Backend, change: Retirement, environment: Environment, operation: Operation
@@ -516,7 +522,10 @@ class Gateway:
         effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         await self.trail.outcome(operation, "succeeded", effects)
         self.follow(effects)
-        return dataclasses.replace(answer, operation=operation.id, revision=operation.decision.revision)
+        headers = {**answer.headers, **_warning(operation.verdict)}
+        return dataclasses.replace(
+            answer, headers=headers, operation=operation.id, revision=operation.decision.revision
+        )
 
 
 def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[str, ...], now: float) -> list[Effect]:
@@ -551,6 +560,13 @@ def _registered(
         call.registry,
         Creation(change.model, version, binding, call.principal.subject, persons, now),
     )
+
+
+def _warning(verdict: Verdict | None) -> dict[str, str]:
+    """Say which rules would have refused, where the environment's mode is to warn."""
+    if verdict is None or not verdict.would_refuse or verdict.mode != "warn":
+        return {}
+    return {"registry-gateway-would-refuse": ", ".join(item.rule for item in verdict.findings if item.blocks)}
 
 
 def _need_of(model: str, mark: Mark) -> Need:

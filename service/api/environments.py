@@ -26,7 +26,6 @@ IfNoneMatch = Annotated[str | None, HeaderParameter(name="If-None-Match", max_le
 Wait = Annotated[
     int, QueryParameter(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for something else than If-None-Match.")
 ]
-WOULD_REFUSE = "Registry-Gateway-Would-Refuse"
 
 
 class EnvironmentController(Controller):
@@ -152,7 +151,7 @@ class EnvironmentController(Controller):
     ) -> s.RequestBody:
         """Ask that a version be promoted by whoever has the right. The answer shows the verdict as it stands."""
         wish = Wish(
-            environment, check_version(data.version), data.reason, shapes.seconds(data.expires), _record(data.change)
+            environment, check_version(data.version), data.reason, shapes.future(data.expires), _record(data.change)
         )
         placed = await governance.requests.ask(caller, registry, check_text(model, "model name"), wish)
         body = shapes.request(placed)
@@ -189,9 +188,7 @@ def _promoted(request: Request[Any, Any, Any], answer: Answer) -> Response[s.Pro
     """Answer a promotion, as JSON or in the form that Accept asks for."""
     assert answer.promotion is not None  # a promotion is answered by one
     result = answer.promotion
-    headers = {}
-    if result.verdict.would_refuse and result.verdict.mode == "warn":
-        headers[WOULD_REFUSE] = ", ".join(item.rule for item in result.verdict.findings if item.blocks)
+    headers = dict(answer.headers)
     body = shapes.promotion(result)
     rendered = verdicts.render(request.headers.get("accept", ""), body.verdict, f"version {body.version}")
     if rendered is not None:

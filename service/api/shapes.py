@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -184,3 +185,16 @@ def debt(item: Debt) -> s.DebtBody:
 def look(item: Look) -> s.CheckBody:
     """Give what a comparison showed."""
     return s.CheckBody(item.environment, item.state, item.recorded, item.live)
+
+
+def future(moment: datetime | None) -> float | None:
+    """Read when something expires.
+
+    Raises:
+        InvalidRequest: it is in the past or out of range.
+    """
+    expires = seconds(moment)
+    if expires is not None and expires <= time.time():
+        message = "expires is in the past."
+        raise InvalidRequest(message)
+    return expires

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Annotated, Any
 
 from litestar import Controller, delete, get, post
@@ -13,7 +12,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from service.api import schemas as s
 from service.api import shapes
 from service.api.shapes import BASE, Version
-from service.errors import BodyTooLarge, InvalidRequest
+from service.errors import BodyTooLarge
 from service.governance import Governance
 from service.governance.approvals import Signature
 from service.governance.evidence import Claim
@@ -80,7 +79,7 @@ class VersionController(Controller):
         if len(json.dumps(data.facts)) > _MAX_FACTS_BYTES:
             message = f"The facts are over {_MAX_FACTS_BYTES} bytes; keep a link in `source` instead."
             raise BodyTooLarge(message)
-        claim = Claim(data.kind, data.result, data.facts, data.source, _future(shapes.seconds(data.expires)))
+        claim = Claim(data.kind, data.result, data.facts, data.source, shapes.future(data.expires))
         return shapes.evidence(await governance.evidence.post(caller, registry, model, version, claim))
 
     @get("/evidence", operation_id="listEvidence", opt={"action": "version:read"})
@@ -107,9 +106,7 @@ class VersionController(Controller):
         data: JSONBody[s.ApprovalRequest],
     ) -> s.ApprovalBody:
         """Approve or reject a version for an environment, under its present rules."""
-        signed = Signature(
-            data.environment, data.decision, data.reason, _future(shapes.seconds(data.expires)), data.review or ""
-        )
+        signed = Signature(data.environment, data.decision, data.reason, shapes.future(data.expires), data.review or "")
         return shapes.approval(await governance.approvals.sign(caller, registry, model, version, signed))
 
     @get("/approvals", operation_id="listApprovals", opt={"action": "version:read"})
@@ -164,13 +161,6 @@ class VersionController(Controller):
     ) -> None:
         """Let a version become live again."""
         await governance.quarantine.lift(caller, registry, model, version)
-
-
-def _future(moment: float | None) -> float | None:
-    if moment is not None and moment <= time.time():
-        message = "expires is in the past."
-        raise InvalidRequest(message)
-    return moment
 
 
 HANDLERS = (VersionController,)

@@ -9,6 +9,7 @@ from service.audit import Operation
 from service.backend import Backend
 from service.drift import marked_models
 from service.effects import MadeLive
+from service.errors import InvalidRequest, NotFound
 from service.governance.desk import Desk
 from service.guard import live_version, marked_versions
 from service.marking import made_live
@@ -46,10 +47,18 @@ class AdoptionDesk:
         Idempotent: what the record knows stays as it is. A dry run lists what would be adopted.
 
         Raises:
+            NotFound: no such registry or environment. InvalidRequest: *models* is no name or prefix.
             Denied: one of them may not be adopted. Nothing is stored.
             RegistryUnavailable, JournalUnavailable: what was adopted stays; run it again.
         """
         backend = self._desk.gateway.backend(registry)
+        if "*" in models[:-1]:
+            message = "models: a name, or a prefix that ends in *."
+            raise InvalidRequest(message)
+        known = [item.name for _, item in self._desk.environments_of(registry)]
+        if environment is not None and environment not in known:
+            message = f"The registry has no environment {environment!r}; it has: {', '.join(known) or 'none'}."
+            raise NotFound(message)
         found = [
             (model, item)
             async for model in marked_models(backend, self._desk.environments)

@@ -74,6 +74,10 @@ class Desk:
             raise NotFound(message)
         return found
 
+    def environments_of(self, registry: str) -> list[tuple[str, Environment]]:
+        """List the environments that models of *registry* can have."""
+        return [(registry, item) for item in self.environments.all if item.registry in ("*", registry)]
+
     async def read_version(self, caller: Caller, registry: str, model: str, version: str, name: str) -> ModelVersion:
         """Get a version that the caller may read.
 

@@ -67,12 +67,7 @@ class TrailDesk:
 
     def environments(self) -> list[tuple[str, Environment]]:
         """List the environments with each registry they are of; they are no secret to those who must satisfy them."""
-        return [
-            (registry, environment)
-            for registry in self._desk.gateway.backends
-            for environment in self._desk.environments.all
-            if environment.registry in ("*", registry)
-        ]
+        return [item for registry in self._desk.gateway.backends for item in self._desk.environments_of(registry)]
 
 
 def _public(event: Event) -> Event:

@@ -99,7 +99,7 @@ class Environment:
             raise ExpressionError(message)
         loop = tree.comprehension_expr if tree.WhichOneof("expr_kind") == "comprehension_expr" else None
         for index, (child, names) in enumerate(_children(tree, bound)):
-            counted = call.function in ("size", "@in", "_[_]") or (loop is not None and index == _RANGE)
+            counted = call.function in ("size", "@in", "_[_]", "passed") or (loop is not None and index == _RANGE)
             if counted and _path(child, names) is not None:
                 continue
             is_step = loop is not None and index == _STEP

@@ -24,7 +24,9 @@ class RuleShape(Shape, frozen=True, forbid_unknown_fields=True):
     """One requirement in CEL, and the sentence for the person who meets the closed gate."""
 
     name: str
-    require: Annotated[str, Meta(description="A CEL expression that gives true or false.", extra_json_schema={"maxLength": 2000})]
+    require: Annotated[
+        str, Meta(description="A CEL expression that gives true or false.", extra_json_schema={"maxLength": 2000})
+    ]
     because: str = ""
     severity: Literal["block", "warn"] = "block"
     waivable: bool = False
@@ -98,7 +100,10 @@ class EnvironmentShape(Shape, frozen=True, forbid_unknown_fields=True):
 
     marks: Annotated[
         tuple[dict[str, str], ...],
-        Meta(extra_json_schema={"minItems": 1}, description="{alias: NAME} or {stage: NAME}; the first says what is live."),
+        Meta(
+            extra_json_schema={"minItems": 1},
+            description="{alias: NAME} or {stage: NAME}; the first says what is live.",
+        ),
     ]
     rules: tuple[RuleShape, ...]
     where: WhereShape = WhereShape()

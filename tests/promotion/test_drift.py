@@ -1,0 +1,94 @@
+"""Marks moved beside the gateway: shown, recorded once, not counted as promoted, reverted where that is configured."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.client import Client
+from tests.promotion.flow import V1, ask, environments, register, simple
+
+LIVE = f"{V1}/iris/environments/production"
+
+
+async def check(client: Client, environment: str = "production"):
+    answer = await client("POST", f"{V1}/iris/environments/{environment}/checks", {})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+async def test_a_mark_moved_beside_the_gateway_is_drift_and_recorded_once(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        assert (await check(client))["state"] == "agrees"
+        it.memory.models["iris"]["aliases"]["champion"] = second
+        live = (await client("GET", LIVE)).json
+        assert (live["version"], live["drifted"], live["promotion"]) == (second, True, None)
+        states = [await check(client) for _ in range(2)]
+        assert [(item["state"], item["recorded"], item["live"]) for item in states] == [
+            ("drifted", first, second),
+            ("drifted", second, second),
+        ]
+        found = await it.events(action="environment:drift")
+        assert [(event["data"]["before"], event["data"]["after"]) for event in found] == [
+            ({"version": first}, {"version": second})
+        ]
+        history = (await client("GET", f"{LIVE}/history")).json["history"]
+        assert [(item["version"], item["kind"]) for item in history] == [(second, "drift"), (first, "promotion")]
+        assert (await client("GET", LIVE)).json["drifted"] is True
+        assert (await ask(client, "promotions", first)).status == 200
+        assert (await client("GET", LIVE)).json["drifted"] is False
+
+
+async def test_the_paced_look_finds_every_model(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        for model in ("iris", "rose", "lily"):
+            version = await register(it, client, model=model)
+            await ask(client, "promotions", version, model=model)
+        backend, drift = it.application.backends["main"], it.application.drift
+        assert await drift.sweep(backend) == []
+        del it.memory.models["iris"]["aliases"]["champion"]
+        del it.memory.models["rose"]
+        found = await drift.sweep(backend)
+        assert sorted((item.state, item.recorded, item.live) for item in found) == [("drifted", "1", None)] * 2
+        assert await drift.sweep(backend) == []
+
+
+async def test_drift_is_not_promoted_for_after(running, tmp_path):
+    text = (
+        "environments:\n  staging: {marks: [{alias: challenger}], rules: []}\n"
+        "  production: {marks: [{alias: champion}], after: staging, rules: []}\n"
+    )
+    async with running(environments=environments(tmp_path, text)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        it.memory.models["iris"]["aliases"]["challenger"] = version
+        assert (await check(client, "staging"))["state"] == "drifted"
+        closed = await ask(client, "promotions", version)
+        assert closed.status == 409
+        assert closed.json["verdict"]["findings"][-1]["because"] == "was never live in staging by record"
+
+
+@pytest.mark.parametrize("was_live", [True, False])
+async def test_drift_is_reverted_where_that_is_configured(running, tmp_path, was_live):
+    async with running(environments=simple(tmp_path, "on_drift: revert")) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        if was_live:
+            await ask(client, "promotions", first)
+        it.memory.models["iris"]["aliases"]["champion"] = second
+        assert (await check(client))["state"] == "reverted"
+        assert it.memory.models["iris"]["aliases"].get("champion") == (first if was_live else None)
+        assert (await check(client))["state"] == "agrees"
+        found = await it.events(action="environment:revert")
+        assert [event["data"]["phase"] for event in found] == ["intent", "outcome"]
+        assert found[1]["data"]["outcome"] == "succeeded"
+
+
+async def test_a_check_needs_the_right_to_read_and_a_model(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        assert (await client("POST", f"{LIVE}/checks", {})).status == 404
+        assert (await client.be(None)("POST", f"{LIVE}/checks", {})).status == 401

@@ -1,0 +1,163 @@
+"""Reviews, approvals and who counts: what an approver saw is what an approval holds for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.client import Client
+from tests.promotion.flow import V1, promote, register, satisfy, simple
+
+LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
+
+
+async def review(client: Client, version: str, status: int = 200):
+    found = await client("GET", f"{V1}/iris/versions/{version}/review?environment=production")
+    assert found.status == status, found.body
+    return found.json
+
+
+async def approve(client: Client, version: str, who: str = "user:lead", **fields):
+    body = {"environment": "production", "decision": "approve", **fields}
+    return await client.be(who)("POST", f"{V1}/iris/versions/{version}/approvals", body)
+
+
+async def test_a_review_shows_what_rules_see_and_is_kept(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client, accuracy=0.91), await register(it, client, accuracy=0.95)
+        await satisfy(client, first)
+        assert (await promote(client, first)).status == 200
+        packet = await review(client, second)
+        assert packet["comparison"]["metrics"] == {"accuracy": [0.95, 0.91]}
+        assert packet["incumbent"]["version"] == first
+        assert {item["rule"]: item["passed"] for item in packet["findings"]}["validated"] is False
+        assert packet["verdict"]["allowed"] is False
+        assert await review(client, second) == packet
+        kept = await client.be("user:viewer")("GET", f"/v1/reviews/{packet['digest']}")
+        assert (kept.status, kept.json) == (200, packet)
+        assert (await client("GET", f"/v1/reviews/{'0' * 64}")).status == 404
+
+
+async def test_an_approval_of_a_moved_review_is_refused(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        seen = await review(client, version)
+        evidence = {"kind": "validation", "result": "passed"}
+        await client.be("service:ci")("POST", f"{V1}/iris/versions/{version}/evidence", evidence)
+        stale = await approve(client, version, review=seen["digest"])
+        assert (stale.status, stale.json["type"].rpartition("/")[2]) == (412, "stale")
+        assert (await client("GET", f"{V1}/iris/versions/{version}/approvals")).json == {"approvals": []}
+        fresh = await approve(client, version, review=(await review(client, version))["digest"])
+        assert (fresh.status, fresh.json["review"]) == (201, (await review(client, version))["digest"])
+        assert (await promote(client, version)).status == 200
+
+
+async def test_where_reviews_are_needed_an_approval_without_one_does_not_count(running, tmp_path):
+    more = LEADS.replace("]}", "], review: true}")
+    async with running(environments=simple(tmp_path, more)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await approve(client, version)).status == 201
+        closed = await promote(client, version)
+        assert closed.status == 409
+        assert closed.json["verdict"]["stale_approvals"] == [{"by": "user:lead", "because": "it names no review"}]
+        await approve(client, version, review=(await review(client, version))["digest"])
+        assert (await promote(client, version)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "because"),
+    [
+        ("rules", "the rules have changed since"),
+        ("files", "the files are not those it was given for"),
+        ("incumbent", "another version is live than then"),
+    ],
+)
+async def test_the_verdict_says_which_approval_is_stale_and_why(running, tmp_path, change, because):
+    async with running(environments=simple(tmp_path, LEADS)) as it:
+        client = Client(it.application.asgi)
+        version, other = await register(it, client), await register(it, client)
+        assert (await approve(client, version)).status == 201
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+        if change == "incumbent":
+            await approve(client, other)
+            assert (await promote(client, other)).status == 200
+        elif change == "files":
+            for path in list(it.memory.artifacts):
+                it.memory.artifacts[path] = b"other"
+        else:
+            environment = it.application.environments.all[0]
+            object.__setattr__(environment, "review_needed", True)
+        verdict = (await promote(client, version, dry_run=True)).json["verdict"]
+        assert verdict["stale_approvals"] == [{"by": "user:lead", "because": because}]
+        assert verdict["allowed"] is False
+
+
+async def test_several_groups_are_asked_and_a_person_counts_once(running, tmp_path):
+    more = "approvals: {required: [{group: 'group:ml-leads'}, {group: 'group:platform', count: 2}]}"
+    async with running(environments=simple(tmp_path, more)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await approve(client, version)
+        await approve(client, version, "user:admin")
+        await approve(client, version, "user:admin")
+        findings = {f["rule"]: f for f in (await promote(client, version, dry_run=True)).json["verdict"]["findings"]}
+        assert findings["approvals-ml-leads"]["passed"] is True
+        assert findings["approvals-platform"]["passed"] is False
+        assert findings["approvals-platform"]["because"] == "2 of group:platform must approve; 1 more needed"
+
+
+async def test_a_veto_holds_until_it_is_withdrawn(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        veto = await approve(client, version, decision="reject", reason="bias not examined")
+        closed = await promote(client, version)
+        assert closed.status == 409
+        assert closed.json["verdict"]["findings"][-1]["because"] == "rejected by user:lead: bias not examined"
+        path = f"{V1}/iris/versions/{version}/approvals/{veto.json['id']}"
+        assert (await client.be("user:lead")("DELETE", path)).status == 204
+        assert (await promote(client, version)).status == 200
+
+
+@pytest.mark.parametrize("role", ["registered", "posted evidence about", "asked to promote"])
+async def test_who_is_concerned_may_not_approve(running, tmp_path, role):
+    async with running(environments=simple(tmp_path, LEADS)) as it:
+        client = Client(it.application.asgi)
+        admin = client.be("user:admin")
+        version = await register(it, client)
+        if role == "registered":
+            made = await admin.rpc("POST", "model-versions/create", name="iris", source=f"models:/iris/{version}")
+            version = made.json["model_version"]["version"]
+        elif role == "posted evidence about":
+            evidence = {"kind": "validation", "result": "passed"}
+            assert (await admin("POST", f"{V1}/iris/versions/{version}/evidence", evidence)).status == 201
+        else:
+            target = f"{V1}/iris/environments/production/promotion-requests"
+            assert (await admin("POST", target, {"version": version})).status == 201
+        answer = await approve(client, version, "user:admin")
+        assert (answer.status, answer.json["detail"]) == (
+            403, f"You {role} this version; somebody else has to approve it.",
+        )  # fmt: skip
+        assert len(await it.events(phase="denied")) == 1
+        rejected = await approve(client, version, "user:admin", decision="reject")
+        assert rejected.status == 201  # a no is everybody's right
+
+
+async def test_who_approved_and_then_asked_does_not_count_any_more(running, tmp_path):
+    async with running(environments=simple(tmp_path, LEADS)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await approve(client, version)).status == 201
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+        target = f"{V1}/iris/environments/production/promotion-requests"
+        body = {"version": version}
+        assert (await client.be("user:admin")("POST", target, body)).status == 201
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+        evidence = {"kind": "validation", "result": "passed"}
+        await client.be("user:admin")("POST", f"{V1}/iris/versions/{version}/evidence", evidence)
+        own = await client.be("user:lead")("POST", f"{V1}/iris/environments/production/promotions", body)
+        assert own.status == 409
+        because = "its author registered, evidenced or asks to promote the version"
+        assert own.json["verdict"]["stale_approvals"] == [{"by": "user:lead", "because": because}]
