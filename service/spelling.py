@@ -7,7 +7,6 @@ default) answers to names it does not store: a policy row for ``fraud`` would sa
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
@@ -15,6 +14,7 @@ from service.backend import Backend
 from service.change import TagDelete, TagSet
 from service.errors import InvalidRequest, NotFound
 from service.model import Call, Record
+from service.strict import folded
 
 SEEN_SECONDS = 30.0
 _NEW = frozenset({"model:create", "model:rename"})
@@ -51,12 +51,10 @@ class Spelling:
         known = self._exact.get(backend.name)
         if known is not None:
             return known
-        other = name.swapcase()
-        if other == name or not await _exists(backend, name):
+        variants = _variants(name)
+        if not variants or not await _exists(backend, name):
             return False  # it cannot show anything: look each time
-        self._exact[backend.name] = exact = all(
-            [await _distinguishes(backend, variant) for variant in (other, f"{name} ")]
-        )
+        self._exact[backend.name] = exact = all([await _distinguishes(backend, variant) for variant in variants])
         return exact
 
     async def _check_model(self, backend: Backend, call: Call, names: list[str]) -> None:
@@ -87,6 +85,19 @@ class Spelling:
             return
 
 
+def _variants(name: str) -> tuple[str, ...]:
+    """Spell *name* otherwise: in case, accents and trailing space; nothing if it has no ASCII letter.
+
+    Only ASCII letters change: collations fold these or none, whereas a letter that a caller chose to be strange could
+    be told apart by one that folds all others.
+    """
+    swapped = "".join(character.swapcase() if character.isascii() else character for character in name)
+    if swapped == name:
+        return ()
+    at = next(index for index, character in enumerate(name) if character.isascii() and character.isalpha())
+    return swapped, f"{name} ", f"{name[: at + 1]}\u0301{name[at + 1 :]}"
+
+
 async def _exists(backend: Backend, name: str) -> bool:
     try:
         await backend.get_model(name)
@@ -107,12 +118,6 @@ async def _distinguishes(backend: Backend, variant: str) -> bool:
 
 def _refuse_variant(key: str, stored: Iterable[str]) -> None:
     for other in stored:
-        if other != key and _folded(other) == _folded(key):
+        if other != key and folded(other) == folded(key):
             message = f"The registry stores {key[:100]!r} as {other[:100]!r}; name it so."
             raise InvalidRequest(message)
-
-
-def _folded(text: str) -> str:
-    """Give what databases compare at their loosest: without case, accents and trailing space."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold()
-    return "".join(character for character in decomposed if not unicodedata.combining(character)).rstrip()

@@ -175,3 +175,9 @@ def check_alias(alias: str) -> str:
         message = f"The alias {alias[:40]!r} is not 1 to 255 of A-Z a-z 0-9 _ -, or is reserved (latest, v<digits>)."
         raise InvalidRequest(message)
     return alias
+
+
+def folded(text: str) -> str:
+    """Give what databases compare at their loosest: without case, accents and trailing space."""
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(character for character in decomposed if not unicodedata.combining(character)).rstrip()

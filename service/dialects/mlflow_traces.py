@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from service.change import OfExperiment, OfRun, OfTraces
+from service.dialects.locations import refuse_locations
 from service.dialects.mlflow_row import EACH, SUMMED, Body, Message, Row, nothing, text
 from service.errors import InvalidRequest
 from service.model import Need, resource
 from service.strict import check_text, check_version, no_traversal
 
 _SPANS_BYTES = 16 << 20
-_SPANS = "mlflow.trace.spanslocation"
+_SPANS = "mlflow.trace.spansLocation"
 """What the client says of a new trace, and the server keeps from then on."""
-_LOCATIONS = frozenset({"mlflow.artifactlocation", _SPANS, "mlflow.trace.archivelocation"})
+_SPANS_PLACES = frozenset({"TRACKING_STORE", "ARTIFACT_REPO"})
+_SOURCE_RUN = "mlflow.sourceRun"
 _MAX_TRACES = 1_000
 
 
@@ -31,15 +33,8 @@ def _ids(message: Message, field: str) -> tuple[str, ...]:
 
 def _tag(message: Message) -> tuple[Need, ...]:
     """Where a trace's files are is the registry's to say: MLflow's server reads what this tag names."""
-    _refuse_locations([message.get("key", ""), *(str(tag.get("key", "")) for tag in message.get("tags", ()))])
+    refuse_locations([message.get("key", ""), *(str(tag.get("key", "")) for tag in message.get("tags", ()))])
     return _trace("run:update", "request_id" if "request_id" in message else "trace_id")(message)
-
-
-def _refuse_locations(keys: Iterable[str]) -> None:
-    for key in keys:
-        if key.casefold() in _LOCATIONS:
-            problem = f"The tag {key!r} says where the trace is stored; it cannot be set or deleted."
-            raise InvalidRequest(problem)
 
 
 def _start(message: Message) -> tuple[Need, ...]:
@@ -47,12 +42,28 @@ def _start(message: Message) -> tuple[Need, ...]:
     info = message.get("trace", {}).get("trace_info", {})
     location = info.get("trace_location", {}).get("mlflow_experiment", {})
     experiment_id = text(location, "experiment_id")
-    _refuse_locations(key for key in info.get("tags", ()) if key.casefold() != _SPANS)
+    tags = info.get("tags", {})
+    refuse_locations(key for key in tags if key != _SPANS)
+    if tags.get(_SPANS, "ARTIFACT_REPO") not in _SPANS_PLACES:
+        problem = f"The tag {_SPANS!r} of a new trace is one of: {', '.join(sorted(_SPANS_PLACES))}."
+        raise InvalidRequest(problem)
     for assessment in info.get("assessments", ()):
+        _refuse_identified(assessment)
         if assessment.get("trace_id", info.get("trace_id")) != info.get("trace_id"):
             problem = "An assessment names another trace than the one it stands in."
             raise InvalidRequest(problem)
-    return (Need("run:create", OfTraces((text(info, "trace_id"),), experiment_id)),)
+    needs = [Need("run:create", OfTraces((text(info, "trace_id"),), experiment_id))]
+    source_run = info.get("trace_metadata", {}).get(_SOURCE_RUN)
+    if source_run:
+        needs.append(Need("run:read", OfRun(check_text(str(source_run), _SOURCE_RUN))))
+    return tuple(needs)
+
+
+def _refuse_identified(assessment: Mapping[str, object]) -> None:
+    """A new assessment gets its identifier from the server, which would write over one that has the same."""
+    if assessment.get("assessment_id"):
+        problem = "A new assessment has no assessment_id; the server gives it."
+        raise InvalidRequest(problem)
 
 
 def _export(message: Message) -> tuple[Need, ...]:
@@ -63,7 +74,7 @@ def _export(message: Message) -> tuple[Need, ...]:
 
 
 def _start_v2(message: Message) -> tuple[Need, ...]:
-    _refuse_locations(str(tag.get("key", "")) for tag in message.get("tags", ()))
+    refuse_locations(str(tag.get("key", "")) for tag in message.get("tags", ()))
     return (Need("run:create", OfExperiment(text(message, "experiment_id"))),)
 
 
@@ -93,6 +104,8 @@ def _assessment(action: str) -> Callable[[Message], tuple[Need, ...]]:
 
     def needs(message: Message) -> tuple[Need, ...]:
         inner = message.get("assessment", {})
+        if "assessment_id" not in message:
+            _refuse_identified(inner)
         for field in ("trace_id", "assessment_id"):
             if field in message and inner.get(field, message[field]) != message[field]:
                 problem = f"The field {field!r} differs between path and body."

@@ -6,12 +6,15 @@ OTLP/HTTP 1.x, https://opentelemetry.io/docs/specs/otlp/#otlphttp, as MLflow's s
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from service.dialects.locations import refuse_locations
 from service.errors import InvalidRequest
 from service.strict import parse_json
 
@@ -20,6 +23,7 @@ RUN_HEADER = "x-mlflow-run-id"
 PROTOBUF = "application/x-protobuf"
 _HEX_FIELDS = ("traceId", "spanId", "parentSpanId")
 _TRACE_BYTES = 16
+_TAG_PREFIX = "mlflow.traceTag."
 
 
 def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
@@ -42,8 +46,10 @@ def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
         raise InvalidRequest(message) from None
     trace_ids: dict[str, None] = {}
     for resource in export.resource_spans:
+        refuse_locations(attribute.key for attribute in resource.resource.attributes)  # MLflow makes tags of them
         for scope in resource.scope_spans:
             for span in scope.spans:
+                refuse_locations(_tags_of(span))
                 if len(span.trace_id) != _TRACE_BYTES:
                     message = "A span's trace_id is not 16 bytes."
                     raise InvalidRequest(message)
@@ -52,6 +58,13 @@ def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
         message = "The export holds no span."
         raise InvalidRequest(message)
     return export.SerializeToString(deterministic=True), list(trace_ids)
+
+
+def _tags_of(span: Span) -> Iterator[str]:
+    """Yield the keys of the tags that MLflow reads from a span's attributes (mlflow/tracing/constant.py)."""
+    for attribute in span.attributes:
+        if attribute.key.startswith(_TAG_PREFIX):
+            yield attribute.key.removeprefix(_TAG_PREFIX)
 
 
 def _with_base64(document: Any) -> Any:

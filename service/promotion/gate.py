@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from service.promotion.expression import Expression, Path, dotted, resolve
 from service.promotion.facts import Facts, Source, is_self_reported, newest_evidence, sources_of
 from service.promotion.schedule import AllowedTimes, Freeze
 from service.records import Evidence
+from service.strict import folded
 
 BUILT_IN = frozenset(
     {"ready", "not-rejected", "not-quarantined", "allowed-times", "freeze", "reason-given", "was-live-before"}
@@ -183,9 +183,9 @@ class Environment:
 
     def seals_tag(self, key: str) -> bool:
         """Tell whether *key* is evidence, in any spelling that a database could take for the same key."""
-        folded = _fold(key)
+        found = folded(key)
         return any(
-            folded.startswith(_fold(item[:-1])) if item.endswith("*") else folded == _fold(item)
+            found.startswith(folded(item[:-1])) if item.endswith("*") else found == folded(item)
             for item in self.sealed_tags
         )
 
@@ -325,11 +325,6 @@ def key_id(pem: str) -> str:
 def matches(pattern: str, model: str) -> bool:
     """Tell whether a model's name is *pattern*, or begins with what stands before its ``*``."""
     return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
-
-
-def _fold(key: str) -> str:
-    """Give one form to keys that a case-insensitive or padding database takes for one."""
-    return unicodedata.normalize("NFKC", key).casefold().rstrip()
 
 
 def _ready(document: Mapping[str, Any]) -> Finding:

@@ -277,3 +277,65 @@ async def test_files_by_the_routes_outside_the_descriptors(gateway):
     assert [item["value"] for item in got.json["metrics"]] == [0.5]
     found = await mine("POST", "/ajax-api/2.0/mlflow/experiments/search-datasets", {"experiment_ids": [mine_id]})
     assert found.status == 200, found.body
+
+
+@pytest.mark.parametrize("place", ["root span", "inner span", "resource"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "mlflow.artifactLocation",
+        "MLFLOW.ARTIFACTLOCATION ",
+        "mlflow.trace.spansLocation",
+        "mlflow.trace.archiveLocation",
+    ],
+)
+async def test_an_export_cannot_say_where_a_trace_is_stored(gateway, place, key):
+    _, admin, mine, mine_id, _ = gateway
+    trace_id = new_id()
+    message = export(trace_id)
+    resource = message.resource_spans[0]
+    span = resource.scope_spans[0].spans[0]
+    holder = span.attributes if place != "resource" else resource.resource.attributes
+    if place == "inner span":
+        span.parent_span_id = b"12345678"
+    attribute = holder.add(key=key if place == "resource" else f"mlflow.traceTag.{key}")
+    attribute.value.string_value = "file:///etc"
+    answer = await send_spans(mine, message.SerializeToString(), mine_id)
+    assert (answer.status, "says where the trace is stored" in answer.json["message"]) == (400, True)
+    assert (await admin("GET", f"{V3}/traces/{trace_id}")).status == 404
+
+
+async def test_tags_of_an_export_that_say_something_else_are_kept(gateway):
+    _, _, mine, mine_id, _ = gateway
+    trace_id = new_id()
+    message = export(trace_id)
+    attribute = message.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="mlflow.traceTag.team")
+    attribute.value.string_value = "blue"
+    assert (await send_spans(mine, message.SerializeToString(), mine_id)).status == 200
+    tags = (await mine("GET", f"{V3}/traces/{trace_id}")).json["trace"]["trace_info"]["tags"]
+    assert tags["team"] == "blue"
+
+
+async def test_a_new_assessment_cannot_take_the_identifier_of_another(gateway):
+    _, admin, mine, mine_id, theirs_id = gateway
+    theirs, _ = await start(admin, theirs_id)
+    source = {"source_type": "HUMAN", "source_id": "boss"}
+    good = {"assessment": {"assessment_name": "quality", "source": source, "feedback": {"value": True}}}
+    made = (await admin("POST", f"{V3}/traces/{theirs}/assessments", good)).json["assessment"]
+    trace_id, _ = await start(mine, mine_id)
+    stolen = {**good["assessment"], "assessment_name": "stolen", "assessment_id": made["assessment_id"]}
+    _, answer = await start(mine, mine_id, trace_id=trace_id, assessments=[{**stolen, "trace_id": trace_id}])
+    assert answer.status == 400
+    assert (await mine("POST", f"{V3}/traces/{trace_id}/assessments", {"assessment": stolen})).status == 400
+    kept = await admin("GET", f"{V3}/traces/{theirs}/assessments/{made['assessment_id']}")
+    assert (kept.status, kept.json["assessment"]["assessment_name"]) == (200, "quality")
+
+
+async def test_a_trace_names_only_runs_that_the_caller_may_read(gateway):
+    _, admin, mine, mine_id, theirs_id = gateway
+    runs = [
+        (await client.rpc("POST", "runs/create", experiment_id=where)).json["run"]["info"]["run_id"]
+        for client, where in ((mine, mine_id), (admin, theirs_id))
+    ]
+    statuses = [(await start(mine, mine_id, trace_metadata={"mlflow.sourceRun": run}))[1].status for run in runs]
+    assert statuses == [200, 403]

@@ -119,3 +119,20 @@ async def test_runs_are_judged_in_their_own_spelling(clients):
     answer = await scientist.rpc("POST", "runs/log-metric", run_id=run_id.upper(), key="a", value=1, timestamp=1)
     assert answer.status == 400
     assert (await scientist.rpc("POST", "experiments/delete", experiment_id="00")).status == 400
+
+
+async def test_a_callers_own_strange_name_does_not_vouch_for_the_registry(clients):
+    """SQLite's NOCASE folds ASCII letters only: a name with another one must not make the registry look exact."""
+    admin, scientist = clients
+    existing = await admin.rpc("GET", "registered-models/get", name="fraud")
+    if existing.status == 404:
+        assert (await admin.rpc("POST", "registered-models/create", name="fraud")).status == 200
+    for name in ("team-ä", "ää"):
+        assert (await scientist.rpc("POST", "registered-models/create", name=name)).status == 200
+        touched = await scientist.rpc("POST", "registered-models/set-tag", name=name, key="a", value="b")
+        assert touched.status == 200
+    for spelling in ("FRAUD", "Fraud"):
+        answer = await scientist.rpc("POST", "registered-models/set-tag", name=spelling, key="pwned", value="yes")
+        assert answer.status == 400, answer.body
+        assert "'fraud'" in answer.json["message"]
+        assert (await scientist.rpc("GET", "registered-models/get", name=spelling)).status == 400

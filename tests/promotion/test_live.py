@@ -55,7 +55,7 @@ async def test_who_waits_learns_of_our_own_change_at_once(running, tmp_path):
         waiting = [
             asyncio.create_task(client("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)])) for _ in range(20)
         ]
-        while not it.application.gateway._watch._waiting.get(("main", "iris")) == 20:
+        while it.application.gateway._watch._waiting.get(("main", "iris")) != 20:
             await asyncio.sleep(0)
         began = time.monotonic()
         await ask(client, "promotions", second)
