@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -12,7 +13,7 @@ import signal
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,7 +52,7 @@ from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
 from service.journal.store import SqlJournal
-from service.model import Caller
+from service.model import Caller, Principal
 from service.ownership import Ownership
 from service.page_tokens import PageTokens
 from service.promoter import Promoter
@@ -177,7 +178,9 @@ class Application:
             public=public,
             dialect=endpoint,
             render_dialect_error=render_mlflow_error,
-            authenticate=self.keys.authenticate,
+            authenticate=_with_identities(
+                self.keys.authenticate, self.configuration.settings.authentication.same_person
+            ),
             trail=self.trail,
             metrics=self.metrics,
             hosts=self.configuration.settings.listen.hosts,
@@ -340,6 +343,22 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
     if unknown:
         message = f"The query field {unknown[0]!r} is unknown here."
         raise e.InvalidRequest(message)
+
+
+def _with_identities(
+    authenticate: Callable[[str | None], Principal], people: Iterable[tuple[str, ...]]
+) -> Callable[[str | None], Principal]:
+    """Add to each principal the other identities of the same person."""
+    others = {identity: frozenset(several) for several in people for identity in several}
+    if not others:
+        return authenticate
+
+    def identify(authorization: str | None) -> Principal:
+        principal = authenticate(authorization)
+        own = principal.persons
+        return dataclasses.replace(principal, also=frozenset().union(*(others.get(who, frozenset()) for who in own)))
+
+    return identify
 
 
 def _caller(request: Request[Any, Any, Any]) -> Caller:

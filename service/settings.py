@@ -20,6 +20,7 @@ PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
 DATA_DIR = PREFIX + "DATA_DIR"
 _OUR_OWN = frozenset({CONFIG, DATA_DIR})
+_MIN_IDENTITIES = 2
 _MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
 _MAX_CONNECTIONS = 1000
@@ -75,6 +76,8 @@ class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     api_keys: str | None = None
     issuers: tuple[Any, ...] = ()
+    same_person: tuple[tuple[str, ...], ...] = ()
+    """Identities that are one person where four eyes are asked."""
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -255,6 +258,17 @@ def _validate(settings: Settings, file: YamlFile) -> None:
         )
     if settings.authentication.api_keys is None:
         raise file.error("authentication.api_keys: no way to authenticate is configured", "authentication")
+    known: set[str] = set()
+    for index, people in enumerate(settings.authentication.same_person):
+        at = ("authentication", "same_person", index)
+        if len(people) < _MIN_IDENTITIES:
+            raise file.error("same_person: name at least two identities", *at)
+        for identity in people:
+            if not identity.startswith(("user:", "service:")):
+                raise file.error(f"same_person: {identity!r} is not user:… or service:…", *at)
+            if identity in known:
+                raise file.error(f"same_person: {identity!r} stands twice", *at)
+            known.add(identity)
     if not settings.journal.url.startswith("sqlite:///"):
         raise file.error("journal.url: only sqlite:///… is supported by this version", "journal", "url")
     for sink in settings.audit.sinks:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from service.errors import BadConfiguration
+from service.settings import load
+from tests.api.test_attacks import run_of
 from tests.client import Client
+from tests.conftest import write_configuration
 from tests.promotion.flow import V1, promote, register, satisfy, simple
 
 LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
@@ -84,8 +88,8 @@ async def test_the_verdict_says_which_approval_is_stale_and_why(running, tmp_pat
             await approve(client, other)
             assert (await promote(client, other)).status == 200
         elif change == "files":
-            for path in list(it.memory.artifacts):
-                it.memory.artifacts[path] = b"other"
+            path = f"0/{run_of(it, version)}/artifacts/model/weights"
+            it.memory.artifacts[f"/api/2.0/mlflow-artifacts/artifacts/{path}"] = b"made beside the gateway"
         else:
             environment = it.application.environments.all[0]
             object.__setattr__(environment, "review_needed", True)
@@ -161,3 +165,26 @@ async def test_who_approved_and_then_asked_does_not_count_any_more(running, tmp_
         assert own.status == 409
         because = "its author registered, evidenced or asks to promote the version"
         assert own.json["verdict"]["stale_approvals"] == [{"by": "user:lead", "because": because}]
+
+
+async def test_two_identities_of_one_person_are_one(running, tmp_path):
+    authentication = {"api_keys": "keys.yaml", "same_person": [["user:lead", "user:scientist"]]}
+    async with running(environments=simple(tmp_path, LEADS), authentication=authentication) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)  # by user:scientist
+        answer = await approve(client, version)
+        assert (answer.status, answer.json["detail"].startswith("You registered")) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("people", "says"),
+    [
+        ([["user:a"]], "at least two"),
+        ([["user:a", "b"]], "'b' is not user:"),
+        ([["user:a", "user:b"], ["user:b", "user:c"]], "'user:b' stands twice"),
+    ],
+)
+def test_wrong_identities_are_refused(tmp_path, people, says):
+    path = write_configuration(tmp_path, authentication={"api_keys": "keys.yaml", "same_person": people})
+    with pytest.raises(BadConfiguration, match=rf"same_person: .*{says}"):
+        load(path, environ={})
