@@ -163,6 +163,7 @@ def _choices(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
     """List what msgspec would have taken at *keys* of *kind*."""
     kinds = [msgspec.inspect.type_info(kind)]
     for key in (*keys, None):
+        kinds = [outer.type if isinstance(outer, msgspec.inspect.Metadata) else outer for outer in kinds]
         kinds = [inner for outer in kinds for inner in (outer.types if hasattr(outer, "types") else [outer])]
         if key is None:
             break
@@ -172,7 +173,7 @@ def _choices(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
                 found += [field.type for field in outer.fields if field.encode_name == key]
             elif isinstance(outer, msgspec.inspect.DictType):
                 found.append(outer.value_type)
-            elif isinstance(outer, msgspec.inspect.CollectionType):
+            elif isinstance(outer, msgspec.inspect.CollectionType | msgspec.inspect.VarTupleType):
                 found.append(outer.item_type)
         kinds = found
     return [str(value) for item in kinds if isinstance(item, msgspec.inspect.LiteralType) for value in item.values]

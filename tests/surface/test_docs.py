@@ -9,6 +9,8 @@ import sys
 import pytest
 import yaml
 
+from service.promotion.environments import load_environments
+from service.records import Capabilities
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -66,3 +68,13 @@ def test_the_example_configuration_is_good(tmp_path):
         [sys.executable, "-m", "service", "check", "--config", str(path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_environments_of_the_guide_load(tmp_path):
+    text = (ROOT / "docs/rules.md").read_text()
+    blocks = re.findall(r"```yaml\n((?:environments|rule_sets):\n.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    for index, block in enumerate(blocks):
+        path = tmp_path / f"{index}.yaml"
+        path.write_text(block)
+        assert load_environments(path, {"main": Capabilities(aliases=True, stages=True, tags=True)})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
+import yaml
 
 from service.errors import BadConfiguration
 from service.promotion.environments import Environments, load_environments
 from service.promotion.gate import Environment, Mark, Sealing
+from service.promotion.schema import json_schema
 from service.records import Capabilities
+from tests.conftest import ROOT
 
 MLFLOW = Capabilities(aliases=True, stages=True, tags=True)
 ALIASES_ONLY = Capabilities(aliases=True, stages=False, tags=True)
@@ -33,6 +38,7 @@ PRODUCTION = """\
         because: too low
 """
 BOTH = STAGING + PRODUCTION
+MORE = "    rules: []\n"
 Load = Callable[[str], tuple[Environment, ...]]
 
 
@@ -240,3 +246,81 @@ def test_tags_may_not_be_listed_where_nothing_is_asked(load: Load) -> None:
 def test_a_seal_does_not_change_what_approvals_are_bound_to(load: Load) -> None:
     sealed = load(BOTH + "    seal: live\n    sealed_tags: [a]\n")
     assert [item.rules_digest for item in sealed] == [item.rules_digest for item in load(BOTH)]
+
+
+RULES = """\
+rule_sets:
+  baseline:
+    - {name: floor, require: candidate.metrics.a > environment.parameters.floor}
+environments:
+  production:
+    marks: [{alias: champion}]
+    use: [baseline]
+    parameters: {floor: 0.5}
+    rules: []
+    overrides:
+      - {models: "fraud-*", rules: [{name: bias, require: "passed(evidence, 'bias')"}]}
+"""
+
+
+def test_rules_come_from_sets_and_overrides_add(load: Load) -> None:
+    (production,) = load(RULES)
+    environments = Environments((production,))
+    names = {
+        model: [rule.name for rule in environments.of("main", model)[0].rules] for model in ("iris", "fraud-1", "fraud")
+    }
+    assert names == {"iris": ["floor"], "fraud-1": ["floor", "bias"], "fraud": ["floor"]}
+    digests = {environments.of("main", model)[0].rules_digest for model in names}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("use: [baseline]", "use: [base]"), 7, "no rule set is named 'base'; rule_sets has: baseline"),
+        (("{name: bias", "{name: floor"), 11, "two rules are named 'floor'"),
+        (("fraud-*", "fr*ud"), 11, "prefix that ends"),
+        (("{floor: 0.5}", "{flor: 0.5}"), 5, "reads the parameter 'floor'; parameters has: flor"),
+        (("name: bias", "name: ready"), 11, "belongs to a finding that every gate has"),
+        (("name: bias", "name: approvals-x"), 11, "belongs to a finding that every gate has"),
+        ((MORE, MORE + "    mode: watch\n"), 10, "it is one of: enforce, observe, warn"),
+        ((MORE, MORE + "    freezes: [{from: 2026-01-02, until: 2026-01-03, because: x}]\n"), 10, "from"),
+        (
+            (MORE, MORE + "    freezes: [{from: 2026-01-02T00:00:00Z, until: 2026-01-01T00:00:00Z, because: x}]\n"),
+            10,
+            "the freeze ends before it begins",
+        ),
+        ((MORE, MORE + "    allowed_times: [{days: [mon], time_zone: Mars/Base}]\n"), 10, "no time zone"),
+        ((MORE, MORE + "    allowed_times: [{days: [mon], time_zone: ../UTC}]\n"), 10, "no time zone"),
+        (
+            (MORE, MORE + "    allowed_times: [{days: [mon], time_zone: UTC, from: '9:00'}]\n"),
+            10,
+            "is not a time such as 09:30",
+        ),
+        ((MORE, MORE + "    approvals: {expire_after: 1w}\n"), 10, "approvals.expire_after"),
+        ((MORE, MORE + "    approvals: {required: [{group: leads}]}\n"), 10, "group"),
+        (
+            (MORE, MORE + "    approvals: {required: [{group: 'group:a'}, {group: 'group:a'}]}\n"),
+            10,
+            "a group stands twice",
+        ),
+        ((MORE, MORE + "    evidence: {bias: {keys: [none.pem]}}\n"), None, "none.pem"),
+        ((MORE, MORE + "    waivable: [ready]\n"), 10, "it is one of: after, approvals"),
+        ((MORE, MORE + "    on_drift: repair\n"), 10, "it is one of: report, revert"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_of_the_larger_file_is_refused_with_its_line(
+    load: Load, change: tuple[str, str], line: int | None, says: str
+) -> None:
+    with pytest.raises(BadConfiguration, match=re.escape(says)) as raised:
+        load(RULES.replace(*change))
+    if line is not None:
+        assert f"environments.yaml:{line}:" in str(raised.value)
+
+
+def test_the_json_schema_takes_what_the_loader_takes() -> None:
+    schema = jsonschema_rs.validator_for(json.loads(json_schema()))
+    for text in (BOTH, RULES, (ROOT / "policies/environments.yaml").read_text()):
+        assert schema.is_valid(yaml.safe_load(text))
+    for bad in (RULES.replace("use:", "uses:"), RULES.replace(MORE, MORE + "    mode: watch\n")):
+        assert not schema.is_valid(yaml.safe_load(bad))
