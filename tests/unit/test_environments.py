@@ -305,7 +305,7 @@ def test_rules_come_from_sets_and_overrides_add(load: Load) -> None:
             "a group stands twice",
         ),
         ((MORE, MORE + "    evidence: {bias: {keys: [none.pem]}}\n"), None, "none.pem"),
-        ((MORE, MORE + "    waivable: [ready]\n"), 10, "it is one of: after, approvals"),
+        ((MORE, MORE + "    waivable: [ready]\n"), 10, "it is one of: after, allowed-times, approvals, freeze"),
         ((MORE, MORE + "    on_drift: repair\n"), 10, "it is one of: report, revert"),
     ],
 )  # fmt: skip
