@@ -146,7 +146,7 @@ class Application:
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
         self.metrics = Metrics(self.health)
         self.litestar = self._litestar()
-        self.asgi: ASGI = self._front()
+        self.asgi = self._front()
 
     def _litestar(self) -> Litestar:
         return build_litestar(
@@ -169,6 +169,7 @@ class Application:
             registries=mlflow,
             default=self.configuration.settings.default_of("mlflow"),
             version=importlib.metadata.version("mlflow"),
+            file_shares={name: max(1, item.streams // 2) for name, item in registries.items()},
             dropped=self.metrics.dropped_fields.inc,
         )
         public = public_paths(self.litestar)
@@ -219,6 +220,7 @@ class Application:
         """Follow the policy and the keys; a bad file is named in the log and in /readyz and changes nothing."""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
+            await self.asgi.floods.flush()
             for name, reload in (("policy", self.authorizer.reload), ("api_keys", self.keys.reload)):
                 try:
                     if await asyncio.to_thread(reload):

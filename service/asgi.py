@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from service.errors import BodyTooLarge, GatewayError, InvalidRequest, UnsupportedMediaType
+from service.errors import BodyTooLarge, GatewayError, InvalidRequest, RequestTimeout, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -16,6 +17,12 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 RenderedError = tuple[int, dict[str, str], bytes]
 """Status, headers and body of an error in the shape its client understands."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+MAX_BODY_BYTES = 1 << 20
+IDLE_SECONDS = 30.0
+MIN_RATE = 500
+"""Bytes a second."""
+WHOLE_SECONDS = 60.0
+"""For a body that is read whole."""
 RETRY_HEADER = "retry-after"
 ErrorRenderer = Callable[[GatewayError], RenderedError]
 
@@ -52,6 +59,7 @@ async def read_body(
 
     Raises:
         UnsupportedMediaType: another media type, another charset than UTF-8, or encoded (gzip and the like).
+        RequestTimeout: it comes too slowly.
         BodyTooLarge: over the limit, announced or found.
     """
     if (header(scope, "content-encoding") or "identity").lower() != "identity":
@@ -62,11 +70,16 @@ async def read_body(
         raise BodyTooLarge(_over(limit))
     parts: list[bytes] = []
     size = 0
-    async for part in stream_body(receive):
-        size += len(part)
-        if size > limit:
-            raise BodyTooLarge(_over(limit))
-        parts.append(part)
+    try:
+        async with asyncio.timeout(WHOLE_SECONDS):  # it is held in memory until it is whole
+            async for part in stream_body(receive):
+                size += len(part)
+                if size > limit:
+                    raise BodyTooLarge(_over(limit))
+                parts.append(part)
+    except TimeoutError:
+        message = f"The body was not whole after {WHOLE_SECONDS:g} s."
+        raise RequestTimeout(message) from None
     raw = b"".join(parts)
     if raw:
         kind, _, parameters = (header(scope, "content-type") or "").partition(";")
@@ -81,10 +94,40 @@ def _over(limit: int) -> str:
     return f"The body is over this route's limit of {limit} bytes."
 
 
+class Pace:
+    """What a transfer must keep up, or it is ended: something within `IDLE_SECONDS`, and `MIN_RATE` on the whole.
+
+    As Apache's mod_reqtimeout does it (``body=20,MinRate=500``): a client that stalls holds connections and buffers,
+    and what it writes to cannot be judged.
+    """
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + IDLE_SECONDS
+
+    def next(self, size: int) -> asyncio.Timeout:
+        """Give the deadline of the next part, after one of *size* bytes."""
+        self._until += size / MIN_RATE
+        return asyncio.timeout_at(min(self._until, self._loop.time() + IDLE_SECONDS))
+
+
 async def stream_body(receive: Receive) -> AsyncIterator[bytes]:
-    """Yield the request's body as it comes. Raises ClientGone when the client hangs up in the middle."""
+    """Yield the request's body as it comes.
+
+    Raises:
+        ClientGone: the client hung up in the middle.
+        RequestTimeout: it sends too slowly.
+    """
+    pace, size = Pace(), 0
     while True:
-        event = await receive()
+        try:
+            async with pace.next(size):
+                event = await receive()
+        except TimeoutError:
+            message = f"The body came too slowly: nothing for {IDLE_SECONDS:g} s, under {MIN_RATE} bytes a second."
+            raise RequestTimeout(message) from None
+        size = len(event.get("body", b""))
         if event["type"] == "http.disconnect":
             raise ClientGone
         if event.get("body"):

@@ -69,6 +69,12 @@ class BodyTooLarge(GatewayError):
     code, title = "body-too-large", "Body too large"
 
 
+class RequestTimeout(GatewayError):
+    """The body came too slowly. Nothing that was sent of it is kept."""
+
+    code, title = "request-timeout", "Request timeout"
+
+
 class UnsupportedMediaType(GatewayError):
     """The body is of a type or encoding that is not read. Nothing was forwarded."""
 

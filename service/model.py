@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from service.change import Change, Located
@@ -215,6 +215,8 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     streams: bool = False
     """The answer is a file or another document that is not MLflow's JSON; it is passed on as it comes."""
+    own: bool = False
+    """The gateway reads it for itself."""
 
     def digest(self) -> str:
         """Name the canonical message: equal for equal calls, whatever their spelling was."""
@@ -238,6 +240,16 @@ class PromotionResult:
     """What it means for the journal's own tables (`service.audit.Effect`)."""
 
 
+class Stream(Protocol):
+    """Parts of a file, and what closes the connection they come from, whether any was taken or not."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Give the parts, once."""
+
+    async def aclose(self) -> None:
+        """Stop the transfer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A registry's answer. Either ``body`` or ``stream`` holds it."""
@@ -246,7 +258,8 @@ class Answer:
     body: bytes = b"{}"
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    stream: AsyncIterator[bytes] | None = None
+    stream: Stream | None = None
+    """Whoever takes it closes it."""
     promotion: PromotionResult | None = None
     """Set where the gateway itself wrote the marks; the edge that asked gives it its own shape."""
     operation: str = ""

@@ -32,6 +32,7 @@ _MAX_FETCH_ROWS = 1_000
 _MAX_DENSITIES = 10_000
 _MAX_CONDITION = 4_000
 """Characters of the names in a pushed list."""
+_MAX_EXPERIMENTS = 1_000
 _MAX_TRACES = 1_000
 _AT_ONCE = 8
 _PUSHED = re.compile(r"[\w.@ +-]*", re.ASCII)
@@ -63,6 +64,7 @@ class Searches:
         self._ownership = ownership
         self._scopes = scopes
         self._tokens = tokens
+        self._gates: dict[str, asyncio.Semaphore] = {}
         self._densities: OrderedDict[tuple[str, str, str], float] = OrderedDict()
         """The readable share of the rows that a principal's last search met: how much to ask for at once."""
 
@@ -139,17 +141,22 @@ class Searches:
         token = request.message.get("page_token", "")
         state = self._tokens.read(call, token) if token else None
         items = list(request.message.get(call.experiments, ()))
-        gate = asyncio.Semaphore(_AT_ONCE)
+        named = dict.fromkeys(_experiment_id(item) for item in items)
+        if len(named) > _MAX_EXPERIMENTS:
+            problem = f"{call.experiments} names more than {_MAX_EXPERIMENTS} experiments."
+            raise InvalidRequest(problem)
+        gate = self._gates.setdefault(backend.name, asyncio.Semaphore(_AT_ONCE))
 
-        async def readable(item: Any) -> bool:
-            async with gate:
+        async def readable(experiment_id: str) -> bool:
+            async with gate:  # one for all searches of the registry: nobody's search takes every connection
                 try:
-                    where = await self._ownership.resource_of(backend, OfExperiment(_experiment_id(item)))
+                    where = await self._ownership.resource_of(backend, OfExperiment(experiment_id))
                 except NotFound:
                     return False
             return may(where, "run:read")
 
-        kept = [item for item, keep in zip(items, await asyncio.gather(*map(readable, items)), strict=True) if keep]
+        keeps = dict(zip(named, await asyncio.gather(*map(readable, named)), strict=True))
+        kept = [item for item in items if keeps[_experiment_id(item)]]
         if not kept:  # an empty list would mean every experiment to some servers
             return Answer.of({})
         message = {**request.message, call.experiments: kept}

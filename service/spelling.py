@@ -36,9 +36,11 @@ class Spelling:
         Raises:
             InvalidRequest: it does; the message gives the stored one. Nothing was forwarded.
         """
+        checked: set[str] = set()
         for need in call.needs:
-            if not isinstance(need.resource, str) or need.action in _NEW:
+            if not isinstance(need.resource, str) or need.action in _NEW or need.resource in checked:
                 continue
+            checked.add(need.resource)
             kind, _, rest = need.resource.partition("/")
             names = [unquote(part) for part in rest.split("/")]
             if kind == "models" and not await self._is_exact(backend, names[0]):

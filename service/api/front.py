@@ -13,12 +13,14 @@ from urllib.parse import unquote_to_bytes
 
 import structlog
 
+from service.api.floods import Floods
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
 from service.api.idempotency import Idempotency
 from service.api.problems import render_error as render_problem
 from service.asgi import (
     ASGI,
+    MAX_BODY_BYTES,
     ClientGone,
     ErrorRenderer,
     Event,
@@ -36,7 +38,6 @@ from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unaut
 from service.model import Call, Principal
 from service.strict import has_control, parse_json
 
-MAX_BODY_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 64 << 10
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = _READS | {"POST", "PUT", "PATCH", "DELETE"}
@@ -83,6 +84,7 @@ class Front:
         self._authenticate = authenticate
         self._trail = trail
         self._idempotency = Idempotency(trail)
+        self.floods = Floods(trail)
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,10 +162,11 @@ class Front:
         try:
             scope["state"]["principal"] = self._authenticate(_authorization(scope))
         except Unauthenticated as error:
-            operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
-            operation.detail = error.detail
             scope["state"]["recorded"] = True
-            await self._trail.refused(operation, "denied")
+            if self.floods.admits(client_address(scope)):
+                operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
+                operation.detail = error.detail
+                await self._trail.refused(operation, "denied")
             raise
 
     @staticmethod

@@ -7,12 +7,11 @@ import re
 
 import structlog
 
-from service.asgi import ASGI, RETRY_HEADER, Event, Receive, Scope, Send, header, read_body
+from service.asgi import ASGI, MAX_BODY_BYTES, RETRY_HEADER, Event, Receive, Scope, Send, header, read_body
 from service.audit import StoredAnswer, Trail
 from service.effects import Answered
 from service.errors import GatewayError, IdempotencyKeyReused, InvalidRequest, OperationPending
 
-MAX_BODY_BYTES = 1 << 20
 _KINDS = ("application/json", "application/x-protobuf")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NOT_KEPT = frozenset({401, 403, 408, 413, 424, 425, 429})

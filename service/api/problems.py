@@ -18,6 +18,7 @@ STATUS: dict[type[e.GatewayError], int] = {
     e.InvalidRequest: 400,
     e.BodyTooLarge: 413,
     e.UnsupportedMediaType: 415,
+    e.RequestTimeout: 408,
     e.NotFound: 404,
     e.Conflict: 409,
     e.GateClosed: 409,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
@@ -31,6 +32,8 @@ _CONNECT_SECONDS = 5.0
 """At most so long for a connection: for a free one of the pool, and for the registry to accept it."""
 _RETRIES = 2
 _MAX_RETRY_AFTER = 60
+_CALLS, _FILES, _OWN = "calls", "files", "own"
+_OWN_STREAMS = 8
 _PASSED_ON = ("content-length", "content-disposition", "last-modified", "etag")
 
 
@@ -55,6 +58,12 @@ class _Sent:
     headers: Mapping[str, str]
     writes: bool
     streams: bool
+    own: bool = False
+
+    @property
+    def pool(self) -> str:
+        """Which connections it takes: clients' files never take those of the gate's own reads."""
+        return _OWN if self.own else _FILES if self.long else _CALLS
 
     @property
     def long(self) -> bool:
@@ -63,7 +72,10 @@ class _Sent:
 
 
 class HttpTransport:
-    """Two bounded connection pools to one server: one for calls, one for files. No registry waits for another."""
+    """Bounded connection pools to one server: for calls, for clients' files, and for files that the gateway reads.
+
+    No registry waits for another.
+    """
 
     def __init__(
         self,
@@ -89,10 +101,10 @@ class HttpTransport:
         self._timeout_seconds = timeout_seconds
         self._authorization = authorization
         self._workspace = workspace
-        self._limits = {False: connections, True: streams}
+        self._limits = {_CALLS: connections, _FILES: streams, _OWN: _OWN_STREAMS}
         self._tls = tls
         self._breaker = breaker or Breaker()
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def send(self, request: Request, *, writes: bool, trace: str = "") -> Answer:
         """Send *request* and return its 2xx answer (see `service.backend.Backend` for the errors)."""
@@ -100,13 +112,15 @@ class HttpTransport:
         headers = {**self._headers(trace), **request.headers}
         if isinstance(body, bytes) and request.method != "GET":
             headers["content-type"] = "application/json"
-        return await self._exchange(_Sent(request.method, request.path, query, body, headers, writes, request.streams))
+        return await self._exchange(
+            _Sent(request.method, request.path, query, body, headers, writes, request.streams, request.own)
+        )
 
     async def get(self, path: str, query: list[tuple[str, str]], limit: int) -> bytes | None:
         """GET a file of at most *limit* bytes; None if the server says it is not there."""
         try:
             answer = await self._exchange(
-                _Sent("GET", path, query, None, self._headers(""), writes=False, streams=True)
+                _Sent("GET", path, query, None, self._headers(""), writes=False, streams=True, own=True)
             )
         except RegistryRefused as error:
             if error.status in (400, 404, 500):  # MLflow answers a missing file with any of these
@@ -114,11 +128,12 @@ class HttpTransport:
             raise
         parts, size = [], 0
         if answer.stream is not None:
-            async for part in answer.stream:
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    return None
+            async with contextlib.aclosing(answer.stream):
+                async for part in answer.stream:
+                    parts.append(part)
+                    size += len(part)
+                    if size > limit:
+                        return None
         return b"".join(parts)
 
     async def _exchange(self, sent: _Sent) -> Answer:
@@ -157,7 +172,7 @@ class HttpTransport:
             connect=min(_CONNECT_SECONDS, left / 2),
         )
         try:
-            response = await self._client(files=sent.long).request(
+            response = await self._client(sent.pool).request(
                 sent.method,
                 self._root + sent.path,
                 params=sent.query or None,
@@ -172,12 +187,14 @@ class HttpTransport:
         except aiohttp.ClientConnectorError as error:
             raise self._cannot_connect(error) from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if isinstance(sent.body, _Watched) and sent.body.error is not None:
+                raise sent.body.error from error  # the client's end broke, which says nothing about the registry
             raise self._no_answer(error, writes=sent.writes) from error
         self._breaker.answered()
         if sent.streams and response.status == 200:
             passed = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
             kind = response.headers.get("content-type", "application/octet-stream")
-            return Answer(200, b"", kind, passed, stream=_chunks(response))
+            return Answer(200, b"", kind, passed, stream=_File(response))
         try:
             raw = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
@@ -269,10 +286,10 @@ class HttpTransport:
             headers["traceparent"] = trace
         return headers
 
-    def _client(self, *, files: bool) -> aiohttp.ClientSession:
-        session = self._sessions.get(files)
+    def _client(self, pool_name: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(pool_name)
         if session is None:
-            pool: Any = {"limit": self._limits[files], "keepalive_timeout": _KEEPALIVE_SECONDS}
+            pool: Any = {"limit": self._limits[pool_name], "keepalive_timeout": _KEEPALIVE_SECONDS}
             connector: aiohttp.BaseConnector
             if self._unix:
                 connector = aiohttp.UnixConnector(self._unix, **pool)
@@ -286,7 +303,7 @@ class HttpTransport:
             )
             # aiohttp sends a DELETE or PUT again when a kept connection breaks: a change could be made twice
             session._retry_connection = False  # noqa: SLF001  # it has no public name
-            self._sessions[files] = session
+            self._sessions[pool_name] = session
         return session
 
     async def close(self) -> None:
@@ -327,7 +344,7 @@ def _without_insides(text: str) -> str:
 
 def _encode(request: Request) -> tuple[list[tuple[str, str]], bytes | AsyncIterator[bytes] | None]:
     if request.body is not None:
-        return [], request.body
+        return [], _Watched(request.body)
     if request.method != "GET":
         return [], json.dumps(request.message).encode()
     query: list[tuple[str, str]] = []
@@ -335,6 +352,26 @@ def _encode(request: Request) -> tuple[list[tuple[str, str]], bytes | AsyncItera
         items = value if isinstance(value, list) else [value]
         query += [(key, str(item).lower() if isinstance(item, bool) else str(item)) for item in items]
     return query, None
+
+
+class _Watched:
+    """A body that is passed on, and what went wrong with it."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+        self.error: Exception | None = None
+
+    def __aiter__(self) -> _Watched:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._parts)
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -349,15 +386,24 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for part in response.content.iter_chunked(_CHUNK):
-            yield part
-    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        message = "The registry stopped in the middle of a file."
-        raise RegistryUnavailable(message) from error
-    finally:
-        response.close()  # a client that hangs up stops the transfer
+class _File:
+    """The parts of an answer as they come; closing it before its end stops the transfer."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._response.content.iter_chunked(_CHUNK):
+                yield part
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            message = "The registry stopped in the middle of a file."
+            raise RegistryUnavailable(message) from error
+        finally:
+            self._response.close()
+
+    async def aclose(self) -> None:
+        self._response.close()
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
@@ -311,7 +312,7 @@ class MlflowBackend:
     async def read_file(self, path: str) -> AsyncIterator[bytes]:
         """Stream a file below the artifact root."""
         path = f"{_ARTIFACTS}/{quote(path, safe='/')}"
-        request = Request("MlflowArtifactsService.downloadArtifact", "GET", path, streams=True)
+        request = Request("MlflowArtifactsService.downloadArtifact", "GET", path, streams=True, own=True)
         try:
             answer = await self._transport.send(request, writes=False)
         except RegistryRefused as error:
@@ -319,8 +320,9 @@ class MlflowBackend:
                 raise NotFound(error.detail) from error
             raise
         if answer.stream is not None:
-            async for part in answer.stream:
-                yield part
+            async with contextlib.aclosing(answer.stream):
+                async for part in answer.stream:
+                    yield part
 
     async def ping(self) -> None:
         """Return if the registry answers a real query."""

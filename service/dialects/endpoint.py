@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from service.asgi import (
+    IDLE_SECONDS,
+    MAX_BODY_BYTES,
     ClientGone,
     Receive,
     Scope,
@@ -27,9 +30,11 @@ from service.dialects.mlflow import Match, MlflowDialect, render_error, render_p
 from service.dialects.mlflow_row import Body
 from service.dialects.otlp import EXPERIMENT_HEADER, PROTOBUF, RUN_HEADER, read_export
 from service.errors import GatewayError, InvalidRequest, UnknownRoute, UnsupportedMediaType
-from service.model import Answer, Call, Record
+from service.model import Answer, Call, Record, Stream
+from service.shares import Shares
 
 _LARGE = 64 << 10
+_LARGE_BODIES = 4
 _JSON = {"content-type": "application/json"}
 _SERVER_INFO = json.dumps(
     {
@@ -65,11 +70,13 @@ class MlflowEndpoint:
         registries: Mapping[str, str | None],
         default: str | None,
         version: str,
+        file_shares: Mapping[str, int],
         dropped: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Serve *registries* (name -> its MLflow workspace or None); *default* answers at the root paths.
 
-        *version* is what ``/version`` says; *dropped* counts fields the schema lacks.
+        One principal has at most *file_shares* files of a registry under way. *version* is what ``/version`` says;
+        *dropped* counts fields the schema lacks.
         """
         self._dialect = dialect
         self._gateway = gateway
@@ -77,6 +84,9 @@ class MlflowEndpoint:
         self._default = default
         self._version = version
         self._dropped = dropped
+        self._large = asyncio.Semaphore(1)
+        self._bodies = Shares(_LARGE_BODIES, "large bodies")
+        self._files = {name: Shares(share, "files") for name, share in file_shares.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that the front door has authenticated."""
@@ -98,11 +108,16 @@ class MlflowEndpoint:
         scope["state"]["telemetry"] = match.row.record is Record.SUMMED
         scope["state"]["call_name"] = match.rpc.name
         self._check_workspace(scope, registry)
-        call, dropped = await self._read(scope, receive, match, registry)
-        if dropped:
-            self._dropped(len(dropped))
-        answer = await self._gateway.handle(call)
-        await _write(receive, send, match, answer, dropped)
+        subject = scope["state"]["principal"].subject
+        with contextlib.ExitStack() as held:
+            if match.row.streams or match.row.body is Body.BYTES:
+                held.enter_context(self._files[registry].hold(subject))
+            with self._bodies.hold(subject) if _is_large(scope, match) else contextlib.nullcontext():
+                call, dropped = await self._read(scope, receive, match, registry)
+            if dropped:
+                self._dropped(len(dropped))
+            answer = await self._gateway.handle(call)
+            await _write(receive, send, match, answer, dropped)
 
     def _registry_of(self, path: str) -> tuple[str, str]:
         registry = self._default
@@ -133,7 +148,8 @@ class MlflowEndpoint:
         build = self._dialect.call
         arguments = (match, scope["state"]["principal"], registry, query, body)
         if len(body) > _LARGE:  # a batch of 1,000 metrics takes 17 ms to check
-            call, dropped = await asyncio.to_thread(build, *arguments)
+            async with self._large:  # what is parsed takes many times the memory of its text
+                call, dropped = await asyncio.to_thread(build, *arguments)
         else:
             call, dropped = build(*arguments)
         call = _located(call, scope)
@@ -152,7 +168,8 @@ class MlflowEndpoint:
         """Read OpenTelemetry's export; its headers say where the traces belong."""
         raw = await read_body(scope, receive, match.row.max_body_bytes, (PROTOBUF, "application/json"))
         is_json = (header(scope, "content-type") or "").startswith("application/json")
-        body, trace_ids = await asyncio.to_thread(read_export, raw, is_json=is_json)
+        async with self._large:
+            body, trace_ids = await asyncio.to_thread(read_export, raw, is_json=is_json)
         experiment_id, run_id = header(scope, EXPERIMENT_HEADER), header(scope, RUN_HEADER)
         document = {"experiment_id": experiment_id, "run_id": run_id, "trace_ids": trace_ids}
         fields = json.dumps({key: value for key, value in document.items() if value}).encode()
@@ -174,6 +191,13 @@ class MlflowEndpoint:
             await respond(send, 200, {"content-type": "text/plain"}, b"OK")
         else:
             await respond(send, 200, _JSON, _SERVER_INFO)
+
+
+def _is_large(scope: Scope, match: Match) -> bool:
+    """Tell whether the body is one of the few that are allowed to be large, and is, or does not say how large."""
+    announced = header(scope, "content-length") or ""
+    says_small = announced.isdigit() and int(announced) <= MAX_BODY_BYTES
+    return match.row.max_body_bytes > MAX_BODY_BYTES and match.row.body is not Body.BYTES and not says_small
 
 
 def _located(call: Call, scope: Scope) -> Call:
@@ -216,18 +240,25 @@ async def _write(receive: Receive, send: Send, match: Match, answer: Answer, dro
     elif answer.stream is None:
         await respond(send, answer.status, headers, answer.body)
     else:
-        await start(send, answer.status, headers)
-        left = asyncio.create_task(_left(receive))  # the server takes parts for a client that is gone, and says nothing
-        try:
-            async for part in answer.stream:
-                if left.done():
-                    raise ClientGone
+        async with contextlib.aclosing(answer.stream):  # closes the connection to the registry
+            await start(send, answer.status, headers)
+            await _pass_on(receive, send, answer.stream)
+
+
+async def _pass_on(receive: Receive, send: Send, stream: Stream) -> None:
+    """Send a file part by part, as long as the client takes it."""
+    left = asyncio.create_task(_left(receive))  # the server takes parts for a client that is gone, and says nothing
+    try:
+        async for part in stream:
+            if left.done():
+                raise ClientGone
+            async with asyncio.timeout(IDLE_SECONDS):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            left.cancel()
-            if isinstance(answer.stream, AsyncGenerator):
-                await answer.stream.aclose()  # closes the connection to the registry
+        await send({"type": "http.response.body", "body": b""})
+    except TimeoutError:
+        raise ClientGone from None  # it takes nothing, and holds a connection that others wait for
+    finally:
+        left.cancel()
 
 
 async def _left(receive: Receive) -> None:

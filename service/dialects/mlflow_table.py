@@ -44,8 +44,16 @@ def _stage(message: Message) -> str:
     raise InvalidRequest(problem)
 
 
+_MAX_TAGS = 100
+"""As in a batch of MLflow's (mlflow/utils/validation.py, MAX_PARAMS_TAGS_PER_BATCH). Each tag is a decision."""
+
+
 def _tags(message: Message, *where: str) -> tuple[Need, ...]:
-    return tuple(Need("tag:set", resource(*where, "tags", text(tag, "key"))) for tag in message.get("tags", ()))
+    tags = message.get("tags", ())
+    if len(tags) > _MAX_TAGS:
+        problem = f"tags: at most {_MAX_TAGS} in one call; set the others afterwards."
+        raise InvalidRequest(problem)
+    return tuple(Need("tag:set", resource(*where, "tags", text(tag, "key"))) for tag in tags)
 
 
 def _model(action: str) -> Callable[[Message], tuple[Need, ...]]:

@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.dialects.locations import refuse_locations
+from service.dialects.wire import check_size
 from service.errors import InvalidRequest
 from service.strict import parse_json
 
@@ -39,6 +40,7 @@ def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
         if is_json:
             json_format.ParseDict(_with_base64(parse_json(body)), export, ignore_unknown_fields=True)
         else:
+            check_size(body, ExportTraceServiceRequest.DESCRIPTOR)
             export.ParseFromString(body)
             export.DiscardUnknownFields()
     except (DecodeError, json_format.ParseError, ValueError, RecursionError):

@@ -185,3 +185,33 @@ async def test_a_token_of_runs_is_bound_too(real):
     ):
         answer = await client.rpc("POST", "runs/search", **message, page_token=token)
         assert (answer.status, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+
+
+async def test_a_search_looks_each_experiment_up_once_and_only_so_many(running):
+    async with running() as it:
+        client = Client(it.application.asgi, "user:viewer")
+        asked = []
+        send = it.memory.send
+
+        async def counting(request, **keywords):
+            asked.append(request.rpc)
+            return await send(request, **keywords)
+
+        it.memory.send = counting
+        for identifiers in (["88888"], ["99999"] * 3000):
+            asked.clear()
+            answer = await client.rpc("POST", "runs/search", experiment_ids=identifiers)
+            assert (answer.status, answer.json) == (200, {})
+            assert len(asked) <= 2
+        asked.clear()
+        many = await client.rpc("POST", "runs/search", experiment_ids=[str(index) for index in range(1001)])
+        assert (many.status, "more than 1000" in many.json["message"]) == (400, True)
+        assert not asked
+
+
+async def test_more_tags_than_in_a_batch_of_mlflows_are_refused(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        tags = [{"key": f"k{index}", "value": "v"} for index in range(101)]
+        assert (await client.rpc("POST", "registered-models/create", name="m", tags=tags)).status == 400
+        assert (await client.rpc("POST", "registered-models/create", name="m", tags=tags[:100])).status == 200

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from service.asgi import ClientGone
 from service.backends.breaker import FAILURES, OPEN_SECONDS, Breaker
 from service.backends.http import HttpTransport
 from service.errors import OutcomeUnknown, RegistryRefused, RegistryUnavailable
@@ -278,3 +279,31 @@ async def test_the_registrys_own_errors_keep_their_words(connect):
         with pytest.raises(RegistryRefused, match="no such model"):
             await connect(server).send(READ, writes=False)
         assert len(server.seen) == 1
+
+
+async def test_uploads_that_their_clients_break_off_do_not_open_the_circuit(connect):
+    async def torn():
+        yield b"x" * 1000
+        raise ClientGone
+
+    async with upstream(GOOD) as server:
+        breaker = Breaker()
+        transport = connect(server, breaker=breaker)
+        for _ in range(FAILURES * 2):
+            upload = Request("uploadArtifact", "PUT", "/x", body=torn(), headers={"content-length": "100000"})
+            with pytest.raises(ClientGone):
+                await transport.send(upload, writes=True)
+        assert breaker.look() == "closed"
+        assert (await transport.send(READ, writes=False)).status == 200
+
+
+async def test_the_gates_own_reads_do_not_wait_for_clients_files(connect):
+    file = plain(body=b"x" * (16 << 20))
+    async with upstream(file) as server:
+        transport = connect(server, streams=1, timeout_seconds=5.0)
+        taken = await transport.send(Request("download", "GET", "/x", streams=True), writes=False)
+        with pytest.raises(RegistryUnavailable, match="in use"):
+            await transport.send(Request("download", "GET", "/x", streams=True), writes=False)
+        own = await transport.send(Request("download", "GET", "/x", streams=True, own=True), writes=False)
+        await own.stream.aclose()
+        await taken.stream.aclose()

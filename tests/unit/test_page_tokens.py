@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 
 import pytest
@@ -64,3 +65,14 @@ def test_another_secret_signs_other_tokens():
     token = PageTokens(b"t" * 32).write(CALL, [1])
     with pytest.raises(InvalidRequest):
         TOKENS.read(CALL, token)
+
+
+def test_a_token_shows_nothing_of_its_state():
+    """An offset counts hidden rows: neither its digits nor the token's length may tell it."""
+    tokens = [TOKENS.write(CALL, ["page", "", "abc", offset, 100]) for offset in (1, 1, 99999)]
+    assert len(set(tokens)) == 3
+    assert len({len(token) for token in tokens}) == 1
+    for token in tokens:
+        raw = base64.urlsafe_b64decode(token)
+        assert b"page" not in raw
+        assert b"abc" not in raw

@@ -1,0 +1,86 @@
+"""Keeps failed authentications from filling the journal: each is recorded, up to a rate; the rest are summed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from service.audit import Trail
+from service.errors import GatewayError
+
+EACH_MINUTE = 60
+"""So many failures of one address a minute are one event each."""
+ALL_MINUTE = 600
+"""So many of all addresses together."""
+_WINDOW_SECONDS = 60.0
+_MAX_ADDRESSES = 10_000
+_log = structlog.get_logger()
+
+
+class Floods:
+    """Says which failures are recorded one by one, and sums the others by address and minute."""
+
+    def __init__(self, trail: Trail, clock: Callable[[], float] = time.monotonic) -> None:
+        """Record sums in *trail*."""
+        self._trail = trail
+        self._clock = clock
+        self._began = clock()
+        self._all = 0
+        self._by_address: OrderedDict[str, int] = OrderedDict()
+        self._over: dict[str, int] = {}
+
+    def admits(self, address: str) -> bool:
+        """Tell whether a failure from *address* is recorded as an event of its own; otherwise it is counted."""
+        if self._clock() - self._began >= _WINDOW_SECONDS:
+            self._began, self._all = self._clock(), 0
+            self._by_address.clear()
+        seen = self._by_address.get(address, 0)
+        if seen >= EACH_MINUTE or self._all >= ALL_MINUTE or len(self._by_address) >= _MAX_ADDRESSES:
+            known = address if address in self._over or len(self._over) < _MAX_ADDRESSES else "others"
+            self._over[known] = self._over.get(known, 0) + 1
+            return False
+        self._by_address[address] = seen + 1
+        self._all += 1
+        return True
+
+    async def flush(self) -> None:
+        """Record what was counted, one event an address; what cannot be recorded now stays counted."""
+        counted, self._over = self._over, {}
+        if not counted:
+            return
+        try:
+            await self._trail.summed([_document(address, count) for address, count in counted.items()])
+        except GatewayError as error:
+            _log.warning("sums of failed authentications are waiting", problem=error.detail)
+            for address, count in counted.items():
+                self._over[address] = self._over.get(address, 0) + count
+
+
+def _document(address: str, count: int) -> Mapping[str, Any]:
+    actor: dict[str, Any] = {
+        "subject": "user:unauthenticated",
+        "groups": [],
+        "acting_for": None,
+        "issuer": "",
+        "credential": "",
+    }
+    return {
+        "phase": "denied",
+        "operation": str(uuid.uuid4()),
+        "outcome": "denied",
+        "actor": {**actor, "address": address},
+        "call": "",
+        "action": "authentication:fail",
+        "resource": "",
+        "registry": "",
+        "model": None,
+        "version": None,
+        "environment": None,
+        "count": count,
+        "detail": f"{count} more failed authentications from this address, summed.",
+    }
