@@ -61,7 +61,8 @@ class Changes:
                 async with asyncio.timeout(self._lock_seconds):
                     await lock.acquire()
             except TimeoutError:
-                message = f"Another change of the model {model!r} is under way; nothing was forwarded. Try again."
+                what = f"the model {model!r}" if not model.startswith("\0") else "what this call touches"
+                message = f"Another change of {what} is under way; nothing was forwarded. Try again."
                 raise Busy(message) from None
             try:
                 yield

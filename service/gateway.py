@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from service.change import (
     AliasSet,
     ModelRename,
     OfArtifact,
+    OfTraces,
     OutsideSource,
     Promotion,
     Retirement,
@@ -36,13 +37,14 @@ from service.errors import (
 from service.guard import Guard, live_version, marked_versions
 from service.joining import read_back
 from service.marking import take_marks
-from service.model import Answer, Call, Decision, Need, Principal, Record, Verdict, resource
+from service.model import STAGES, Answer, Call, Decision, Need, Principal, Record, Verdict, resource
 from service.ownership import Ownership
 from service.promoter import Asked, Promoter
+from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark, Purpose
 from service.provenance import check_run
-from service.records import Creation, binding_of
-from service.references import check_deletion
+from service.records import Creation, RegisteredModel, binding_of
+from service.references import IDENTIFIER, check_deletion
 from service.seals import Seals, written
 from service.searching import Searches
 from service.spelling import Spelling
@@ -143,18 +145,26 @@ class Gateway:
             Denied: a policy row forbids it, or none allows it.
         """
         for index, need in enumerate(needs):
-            for where in await self._resources_of(backend, need):
+            for where, action in await self._asked(backend, need):
                 decision = (
                     Decision(allowed=True, row="sources")
                     if isinstance(need.resource, OutsideSource)
-                    else self._decide(operation.principal, backend.name, where, need.action)
+                    else self._decide(operation.principal, backend.name, where, action)
                 )
-                if index == 0 or not decision.allowed:
-                    operation.action, operation.resource, operation.decision = need.action, where, decision
+                if (index == 0 and action == need.action) or not decision.allowed:
+                    operation.action, operation.resource, operation.decision = action, where, decision
                 if not decision.allowed:
-                    message = f"{operation.principal.subject} may not {need.action} on {where} of {backend.name}."
+                    message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
                     await self.trail.refused(operation, "denied")
                     raise Denied(message, operation=operation.id)
+
+    async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
+        """List the resources and actions that a need means."""
+        if isinstance(need.resource, OfTraces) and need.resource.experiment_id:
+            where, exists = await self._ownership.of_new_traces(backend, need.resource)
+            also = [(where, "run:update")] if exists else []  # MLflow writes over a trace that is there
+            return [(where, need.action), *also]
+        return [(where, need.action) for where in await self._resources_of(backend, need)]
 
     async def _resources_of(self, backend: Backend, need: Need) -> list[str]:
         if isinstance(need.resource, str):
@@ -433,6 +443,8 @@ class Gateway:
             await self.authorize(backend, call.needs, operation)
         for item in asked:
             await self._authorize_retirement(backend, call, item.environment, operation)
+        if isinstance(call.change, ModelRename):
+            await self._refuse_gain(backend, call.change, operation)
         operation.notes += [
             f"{item.environment.name}: taken down, not enforced" for item in retired if item not in asked
         ]
@@ -440,7 +452,8 @@ class Gateway:
         await self._spelling.check(backend, call)
         with self.seals.writing(backend, call):  # from before the check: nothing is judged in between
             await self.seals.check(backend, call)
-            await check_deletion(backend, call, self._ownership, self._may(backend, call.principal), operation.notes)
+            may = self._may(backend, call.principal)
+            await check_deletion(backend, call, self._ownership, may, self._guard.environments, operation.notes)
             if isinstance(call.change, VersionCreate):
                 model_id = str(call.request.message.get("model_id", "")) if call.request else ""
                 await check_run(backend, call.change, model_id)
@@ -451,6 +464,34 @@ class Gateway:
                 operation.change = {**operation.change, "ended": ended, "carried": carried}
             await self.trail.intent(operation)
             return await self._forward_change(backend, call, operation, ended, follows)
+
+    async def _refuse_gain(self, backend: Backend, change: ModelRename, operation: Operation) -> None:
+        """A rename cannot shed a deny or inherit a grant: what the caller may do must not grow with the new name.
+
+        Raises:
+            Denied: it would. Nothing was forwarded.
+            NotFound: no such model.
+        """
+        try:
+            model = await backend.get_model(change.model)
+        except NotFound:
+            return  # the registry says so itself
+        gained = []
+        for action, *inside in _rights_on(model, self._guard.environments):
+            old, new = resource("models", change.model, *inside), resource("models", change.new_name, *inside)
+            before = self._decide(operation.principal, backend.name, old, action)
+            after = self._decide(operation.principal, backend.name, new, action)
+            if after.allowed and not before.allowed:
+                gained.append((action, old, before))
+        if gained:
+            action, old, before = gained[0]
+            operation.action, operation.resource, operation.decision = action, old, before
+            await self.trail.refused(operation, "denied")
+            message = (
+                f"{operation.principal.subject} may not {action} on {old} of {backend.name}, and could after the "
+                "rename. Somebody who may do under both names all that they may do under the new one can rename it."
+            )
+            raise Denied(message, operation=operation.id)
 
     async def _observe(self, backend: Backend, call: Call, operation: Operation) -> list[MadeLive]:
         """Judge for the record what an environment that is not enforced would have said; change no answer."""
@@ -511,15 +552,16 @@ class Gateway:
         assert call.request is not None  # promotions went the other way
         try:
             answer = await backend.forward(call.request, writes=True, trace=call.trace)
+            effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         except GatewayError as error:
             operation.detail, error.operation = error.detail, operation.id
             operation.status = getattr(error, "status", None)
             await self.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
-        if call.name == "updateExperiment":
-            self._ownership.forget_names(backend.name)
+        finally:
+            if call.name == "updateExperiment":  # also where nobody knows whether it was done
+                self._ownership.forget_names(backend.name)
         operation.status = answer.status
-        effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
         await self.trail.outcome(operation, "succeeded", effects)
         self.follow(effects)
         headers = {**answer.headers, **_warning(operation.verdict)}
@@ -532,7 +574,7 @@ def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[st
     """Say what a successful change means for the journal's own tables."""
     change = call.change
     if isinstance(change, VersionCreate):
-        return [_registered(call, change, answer.document().get("model_version", {}), operation, now)]
+        return [_registered(call, change, _made(call, answer), operation, now)]
     return consequences(operation.change or {}, call.registry, ended, now)
 
 
@@ -549,11 +591,31 @@ def consequences(change: Mapping[str, Any], registry: str, ended: tuple[str, ...
     return effects
 
 
+def _made(call: Call, answer: Answer) -> Mapping[str, Any]:
+    """Return the version that an answer says was made.
+
+    Raises:
+        OutcomeUnknown: it does not say.
+    """
+    try:
+        made = answer.document().get("model_version")
+    except ValueError:
+        made = None
+    if not isinstance(made, dict):
+        message = f"The registry {call.registry!r} answered without saying which version it made; it is read back."
+        raise OutcomeUnknown(message)
+    return made
+
+
 def _registered(
     call: Call, change: VersionCreate, native: Mapping[str, object], operation: Operation, now: float
 ) -> Registered:
     version, source = str(native.get("version", "")), str(native.get("source", change.source))
-    binding = binding_of(version, int(str(native.get("creation_timestamp", 0))), source)
+    created = str(native.get("creation_timestamp", 0))
+    if not version or not created.isdigit():
+        message = f"The registry {call.registry!r} answered without saying which version it made; it is read back."
+        raise OutcomeUnknown(message)
+    binding = binding_of(version, int(created), source)
     operation.version = version
     persons = tuple(sorted(call.principal.persons))
     return Registered(
@@ -569,6 +631,26 @@ def _warning(verdict: Verdict | None) -> dict[str, str]:
     return {"registry-gateway-would-refuse": ", ".join(item.rule for item in verdict.findings if item.blocks)}
 
 
+def _rights_on(model: RegisteredModel, environments: Environments) -> Iterator[tuple[str, ...]]:
+    """Yield each action on a model, and the segments below its name on which it is asked."""
+    for action in ("model:read", "model:update", "model:delete", "model:rename"):
+        yield (action,)
+    for action in ("version:create", "version:read", "version:update", "version:delete", "version:quarantine"):
+        yield (action, "versions")
+    for alias in {*model.aliases, "any"}:
+        yield from ((action, "aliases", alias) for action in ("alias:read", "alias:set", "alias:delete"))
+    for key in {*model.tags, "any"}:
+        for action in ("tag:set", "tag:delete"):
+            yield (action, "tags", key)
+            yield (action, "versions", "tags", key)
+    yield from (("stage:set", "stages", stage) for stage in STAGES)
+    yield ("evidence:post", "versions", "evidence", "any")
+    for name in {*(item.name for item in environments.all), "any"}:
+        for verb in ("promote", "rollback", "retire", "adopt", "emergency", "request"):
+            yield (f"environment:{verb}", "environments", name)
+        yield from ((action, "environments", name) for action in ("approval:create", "approval:revoke"))
+
+
 def _need_of(model: str, mark: Mark) -> Need:
     """Say what writing a mark would need if it were not guarded: a row that denies it counts."""
     if mark.kind == "alias":
@@ -577,6 +659,14 @@ def _need_of(model: str, mark: Mark) -> Need:
 
 
 def _lock_names(call: Call, operation: Operation) -> tuple[str, ...]:
-    """Name the models a call changes; equal calls that change none exclude each other."""
-    names = (getattr(call.change, "model", None), getattr(call.change, "new_name", None))
-    return tuple(name for name in names if name) or (f"\0{operation.digest}",)
+    """Name the models a call changes, and what it registers or deletes; equal calls that touch none exclude each other.
+
+    So no run is deleted while a version is registered from it.
+    """
+    names = [getattr(call.change, "model", None), getattr(call.change, "new_name", None)]
+    if isinstance(call.change, VersionCreate):
+        found = {call.change.run_id, *IDENTIFIER.findall(call.change.source)} - {""}
+    else:
+        found = set(written(call))
+    names += [f"\0{identifier.lower()}" for identifier in found]
+    return tuple(sorted({name for name in names if name})) or (f"\0{operation.digest}",)

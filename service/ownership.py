@@ -40,6 +40,8 @@ class Ownership:
         self._clock = clock
         self._experiment_of: _Cache[tuple[str, str], str] = _Cache()
         self._names: _Cache[tuple[str, str], tuple[float, str]] = _Cache()
+        self._generation = 0
+        """Counts the changes of names that were seen."""
 
     async def resources_of(
         self, backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfTraces | OfArtifact
@@ -48,22 +50,28 @@ class Ownership:
 
         Raises:
             NotFound: no such object. InvalidRequest: an artifact path that maps to no run or logged model.
-            Conflict: a trace that is to be made exists in another experiment.
         """
         if not isinstance(where, OfTraces):
             return [await self.resource_of(backend, where)]
         owners = await backend.trace_experiments(where.trace_ids)  # a trace can be deleted and made again: not cached
-        if where.experiment_id:
-            for trace_id, experiment_id in owners.items():
-                if experiment_id != where.experiment_id:  # MLflow would write over it and move it here
-                    message = f"The trace {trace_id[:100]!r} exists in another experiment."
-                    raise Conflict(message)
-            return [await self.resource_of(backend, OfExperiment(where.experiment_id))]
         for trace_id in where.trace_ids:
             if trace_id not in owners:
                 message = f"Trace with ID {trace_id[:100]!r} not found."
                 raise NotFound(message)
         return [await self.resource_of(backend, OfExperiment(item)) for item in dict.fromkeys(owners.values())]
+
+    async def of_new_traces(self, backend: Backend, where: OfTraces) -> tuple[str, bool]:
+        """Return the resource of the experiment where traces are to be made, and whether one of them exists there.
+
+        Raises:
+            Conflict: one exists in another experiment. NotFound: no such experiment.
+        """
+        owners = await backend.trace_experiments(where.trace_ids)
+        for trace_id, experiment_id in owners.items():
+            if experiment_id != where.experiment_id:  # MLflow would write over it and move it here
+                message = f"The trace {trace_id[:100]!r} exists in another experiment."
+                raise Conflict(message)
+        return await self.resource_of(backend, OfExperiment(where.experiment_id)), bool(owners)
 
     async def resource_of(self, backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact) -> str:
         """Return the resource of the experiment that owns *where*.
@@ -78,6 +86,7 @@ class Ownership:
 
     def forget_names(self, registry: str) -> None:
         """Drop the cached experiment names of *registry*, because one was changed through the gateway."""
+        self._generation += 1
         for key in [key for key in self._names if key[0] == registry]:
             del self._names[key]
 
@@ -86,7 +95,10 @@ class Ownership:
         cached = self._names.get(key)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
+        generation = self._generation
         name = await backend.experiment_name(experiment_id)
+        if generation != self._generation:  # it may have been renamed since it was read: good for now, not to keep
+            return name
         self._names.pop(key, None)
 
         async def fresh() -> tuple[float, str]:

@@ -9,25 +9,30 @@ from collections.abc import Callable, Iterable
 from service.backend import Backend
 from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun
 from service.errors import Conflict, NotFound
+from service.guard import live_version
 from service.model import Call, Need, resource
 from service.ownership import Ownership, parse_artifact_path
+from service.promotion.environments import Environments
 from service.provenance import Origin, find_origin
-from service.records import ModelVersion
+from service.records import ModelVersion, RegisteredModel
 
 DELETE_REFERENCED = "run:delete-referenced"
 _DELETES = frozenset({"run:delete", "artifact:delete"})
 _NAMED = 10
 _AT_ONCE = 10
 _MAX_CONTENTS = 10_000
-_IDENTIFIER = re.compile(r"\bm-[0-9a-z]+|\b[0-9a-f]{32}\b")
+IDENTIFIER = re.compile(r"\bm-[0-9a-z]+|\b[0-9a-f]{32}\b")
 May = Callable[[str, str], bool]
 """Tells whether the caller may do an action on a resource."""
 
 
-async def check_deletion(backend: Backend, call: Call, ownership: Ownership, may: May, notes: list[str]) -> None:
+async def check_deletion(
+    backend: Backend, call: Call, ownership: Ownership, may: May, environments: Environments, notes: list[str]
+) -> None:
     """Refuse to delete what stands behind registered versions, unless the caller ``may`` `DELETE_REFERENCED`.
 
-    Then it is said in *notes*. What is sealed was refused before.
+    Then it is said in *notes*. What stands behind a version that is live in one of *environments* is not deleted by
+    anybody; what is sealed was refused before.
 
     Raises:
         Conflict: it stands behind versions; those the caller may read are named. Nothing was forwarded.
@@ -40,16 +45,21 @@ async def check_deletion(backend: Backend, call: Call, ownership: Ownership, may
         if deleted is None:
             continue
         try:
-            behind = await _behind(backend, deleted, may)
+            behind = await _behind(backend, deleted)
         except NotFound:
             continue  # the registry will say so
         if not behind:
             continue
+        live = await _live_in(backend, behind, environments)
+        if live:
+            message = f"It stands behind {live}; take that down first. Nothing was forwarded."
+            raise Conflict(message)
+        named = _named(behind, may) if isinstance(behind, list) else behind
         where = await ownership.resource_of(backend, deleted)
         if not may(where, DELETE_REFERENCED):
-            message = f"It stands behind {behind}. That needs {DELETE_REFERENCED} on {where}; nothing was forwarded."
+            message = f"It stands behind {named}. That needs {DELETE_REFERENCED} on {where}; nothing was forwarded."
             raise Conflict(message)
-        notes.append(f"{DELETE_REFERENCED}: it stands behind {behind}")
+        notes.append(f"{DELETE_REFERENCED}: it stands behind {named}")
 
 
 def _deleted(need: Need) -> OfExperiment | OfRun | OfLoggedModel | OfArtifact | None:
@@ -59,18 +69,32 @@ def _deleted(need: Need) -> OfExperiment | OfRun | OfLoggedModel | OfArtifact | 
     return where if isinstance(where, OfRun | OfLoggedModel | OfArtifact) and need.action in _DELETES else None
 
 
-async def _behind(backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact, may: May) -> str:
-    """Say behind what *where* stands; empty if behind nothing."""
+async def _behind(
+    backend: Backend, where: OfExperiment | OfRun | OfLoggedModel | OfArtifact
+) -> list[ModelVersion] | str:
+    """List the versions behind which *where* stands; a sentence where it cannot be told."""
     if not isinstance(where, OfExperiment):
-        found = await versions_behind(backend, where)
-    else:
-        inside, versions = await asyncio.gather(
-            backend.contents(where.experiment_id, _MAX_CONTENTS), backend.all_versions()
-        )
-        if inside is None:
-            return f"versions that cannot be told (the experiment has more than {_MAX_CONTENTS} runs and logged models)"
-        found = await _made_of(backend, versions, frozenset(inside))
-    return _named(found, may) if found else ""
+        return await versions_behind(backend, where)
+    inside, versions = await asyncio.gather(
+        backend.contents(where.experiment_id, _MAX_CONTENTS), backend.all_versions()
+    )
+    if inside is None:
+        return f"versions that cannot be told (the experiment has more than {_MAX_CONTENTS} runs and logged models)"
+    return await _made_of(backend, versions, frozenset(inside))
+
+
+async def _live_in(backend: Backend, behind: list[ModelVersion] | str, environments: Environments) -> str:
+    """Name a version of these that is live somewhere; empty if none is."""
+    models: dict[str, RegisteredModel] = {}
+    for item in behind if isinstance(behind, list) else ():
+        for environment in environments.of(backend.name, item.model):
+            if not environment.enforced:
+                continue
+            if item.model not in models:
+                models[item.model] = await backend.get_model(item.model)
+            if live_version(models[item.model], environment) == item.version:
+                return f"version {item.version} of {item.model!r}, which is live in {environment.name!r}"
+    return ""
 
 
 async def _made_of(backend: Backend, versions: list[ModelVersion], identifiers: frozenset[str]) -> list[ModelVersion]:
@@ -84,7 +108,7 @@ async def _made_of(backend: Backend, versions: list[ModelVersion], identifiers: 
 
 
 def _named_by(item: ModelVersion) -> frozenset[str]:
-    return frozenset({item.run_id, *_IDENTIFIER.findall(item.source)})
+    return frozenset({item.run_id, *IDENTIFIER.findall(item.source)})
 
 
 def _is_copy_without_run(item: ModelVersion) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
@@ -76,6 +77,8 @@ class Seals:
         """By registry, model, standing, and the environment or the approval."""
         self._index: dict[_Place, set[_Key]] = {}
         """The seals of ``("model", registry, name)``, and those that hold ``("behind", registry, identifier)``."""
+        self._numbers = itertools.count()
+        """One for each judging: a later one does not end the seal of one whose outcome is unknown."""
         self._writing: Counter[tuple[str, str]] = Counter()
 
     def load(self, live: Iterable[tuple[str, str, LivePeriod]], signed: Iterable[Signed]) -> None:
@@ -152,7 +155,7 @@ class Seals:
         if any(self._writing.get((registry, identifier.lower())) for identifier in behind):
             message = "Something behind the version is being written just now; nothing was changed. Try again."
             raise Busy(message)
-        key = (registry, model, Standing.JUDGED, environment.name)
+        key = (registry, model, Standing.JUDGED, f"{environment.name}\0{next(self._numbers)}")
         self._put(key, Seal(registry, model, environment, version, behind, Standing.JUDGED))
         try:
             yield

@@ -141,13 +141,15 @@ class Searches:
         token = request.message.get("page_token", "")
         state = self._tokens.read(call, token) if token else None
         items = list(request.message.get(call.experiments, ()))
-        named = dict.fromkeys(_experiment_id(item) for item in items)
+        named = dict.fromkeys(map(_experiment_id, items))
         if len(named) > _MAX_EXPERIMENTS:
             problem = f"{call.experiments} names more than {_MAX_EXPERIMENTS} experiments."
             raise InvalidRequest(problem)
         gate = self._gates.setdefault(backend.name, asyncio.Semaphore(_AT_ONCE))
 
-        async def readable(experiment_id: str) -> bool:
+        async def readable(experiment_id: str | None) -> bool:
+            if experiment_id is None:
+                return False
             async with gate:  # one for all searches of the registry: nobody's search takes every connection
                 try:
                     where = await self._ownership.resource_of(backend, OfExperiment(experiment_id))
@@ -198,11 +200,12 @@ class _Pages:
         self, backend: Backend, call: Call, request: Request, condition: str, state: list[Any] | None, wanted: int
     ) -> None:
         self._backend, self._call, self._request = backend, call, request
-        self._condition = condition
+        self._computed = self._condition = condition
         self._next, self._skip, self._size = "", 0, wanted + 1  # one more tells whether there is a next page
         if state is not None:
-            _, self._next, self._skip, size = state
+            _, self._next, self._skip, size, widened = state
             self._size = size if self._skip else self._size
+            self._condition = "" if widened else condition
         self._size = min(self._size, _MAX_FETCH_ROWS)
         self._at = ""
         self._started = False
@@ -244,11 +247,15 @@ class _Pages:
 
     def state_at(self, index: int) -> list[Any]:
         """Say where the row *index* of the present page is."""
-        return [_digest(self._condition), self._at, index, self._size]
+        return [_digest(self._computed), self._at, index, self._size, self._widened]
 
     def state_after(self) -> list[Any] | None:
         """Say where the page after the present one begins; None after the last."""
-        return [_digest(self._condition), self._next, 0, self._size] if self._next else None
+        return [_digest(self._computed), self._next, 0, self._size, self._widened] if self._next else None
+
+    @property
+    def _widened(self) -> bool:
+        return self._condition != self._computed
 
 
 def _digest(condition: object) -> str:
@@ -283,10 +290,7 @@ def _condition(scope: Scope, *, lists: bool) -> str:
     return f"name LIKE '{found[0]}%'" if found and found[0] else ""
 
 
-def _experiment_id(item: Any) -> str:
-    """Read an identifier, or a trace's location (another kind of location than an experiment is nothing readable)."""
+def _experiment_id(item: Any) -> str | None:
+    """Read an identifier, or a trace's location; None for one of another kind, which is nothing readable."""
     found = item.get("mlflow_experiment", {}).get("experiment_id") if isinstance(item, dict) else item
-    if not found:
-        message = "That location is not an experiment."
-        raise NotFound(message)
-    return str(found)
+    return str(found) if found else None

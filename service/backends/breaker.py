@@ -29,11 +29,14 @@ class Breaker:
             return "closed"
         return "half-open" if self._trying or self._now() >= self._until else "open"
 
-    def refuses(self) -> float | None:
-        """Return for how many seconds a call is refused, or None: it may go, and tells `answered` or `failed`."""
+    def refuses(self, *, long: bool = False) -> float | None:
+        """Return for how many seconds a call is refused, or None: it may go, and tells `answered` or `failed`.
+
+        A *long* one, such as a file, tries nothing: its client could keep it, and everybody else, waiting.
+        """
         if self._failures < FAILURES:
             return None
-        if self._trying or self._now() < self._until:
+        if long or self._trying or self._now() < self._until:
             return max(self._until - self._now(), 1.0)
         self._trying = True
         return None

@@ -150,15 +150,17 @@ class HttpTransport:
         raise AssertionError  # the last attempt returns or raises
 
     async def _guarded(self, sent: _Sent, deadline: float) -> Answer:
-        refused = self._breaker.refuses()
+        refused = self._breaker.refuses(long=sent.long)
         if refused is not None:
             message = f"The registry {self._name!r} does not answer; nothing was forwarded."
             raise RegistryUnavailable(message, retry_after=math.ceil(refused))
         before = self._breaker.look()
+        tries = before == "half-open"
         try:
             return await self._once(sent, deadline)
         finally:
-            self._breaker.dropped()
+            if tries:
+                self._breaker.dropped()
             after = self._breaker.look()
             if after != before:
                 _log.warning("circuit", registry=self._name, state=after)
@@ -243,6 +245,8 @@ class HttpTransport:
                 kind or raw
             ):  # a load balancer's page is no answer of MLflow's
                 raise self._lost(writes=writes)
+            if writes and raw and not _is_object(raw):  # cut on its way: what was done is done
+                raise self._lost(writes=writes)
             return Answer(status, raw, kind)
         document = _object(raw)
         code = str(document.get("error_code") or "")
@@ -252,6 +256,8 @@ class HttpTransport:
             if status in (502, 504) and isinstance(lost, RegistryUnavailable):
                 raise _NotDoneError(lost)
             raise lost
+        if writes and status >= 500:  # MLflow says 503 when its database fails in the middle of a commit
+            raise self._lost(writes=writes)
         if status == 503 or status < 400:
             message = f"The registry {self._name!r} is not able to answer now (status {status})."
             unable = RegistryUnavailable(message, retry_after=after)
@@ -404,6 +410,13 @@ class _File:
 
     async def aclose(self) -> None:
         self._response.close()
+
+
+def _is_object(raw: bytes) -> bool:
+    try:
+        return isinstance(json.loads(raw), dict)
+    except ValueError:
+        return False
 
 
 def _object(raw: bytes) -> dict[str, Any]:

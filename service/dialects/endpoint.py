@@ -95,6 +95,8 @@ class MlflowEndpoint:
         except GatewayError as error:
             if error.operation:
                 scope["state"]["recorded"] = True
+            if getattr(send, "started", False):  # a file that broke off: its client sees it cut
+                raise
             await respond(send, *render_error(error))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.backends.http import HttpTransport
+from service.errors import RegistryRefused
 from service.model import Scope
 from tests.client import Client
 from tests.conftest import ROOT
@@ -215,3 +216,26 @@ async def test_more_tags_than_in_a_batch_of_mlflows_are_refused(running):
         tags = [{"key": f"k{index}", "value": "v"} for index in range(101)]
         assert (await client.rpc("POST", "registered-models/create", name="m", tags=tags)).status == 400
         assert (await client.rpc("POST", "registered-models/create", name="m", tags=tags[:100])).status == 200
+
+
+async def test_pages_go_on_where_the_registry_knows_no_such_condition(running, tmp_path):
+    rows = "p, user:scientist, main, models/team-a-*, model:read, allow"
+    async with running(access=access(tmp_path, rows)) as it:
+        admin = Client(it.application.asgi)
+        for index in range(6):
+            for team in "ab":
+                await admin.rpc("POST", "registered-models/create", name=f"team-{team}-{index}")
+        send = it.memory.send
+
+        async def refuse(request, **keywords):
+            if request.rpc.endswith("searchRegisteredModels") and "LIKE" in request.message.get("filter", ""):
+                message = "no such comparator"
+                raise RegistryRefused(message, status=400, error_code="INVALID_PARAMETER_VALUE")
+            return await send(request, **keywords)
+
+        it.memory.send = refuse
+        found, pages = await walk(
+            admin.be("user:scientist"), "registered-models/search", "registered_models", max_results=2
+        )
+        assert [row["name"] for row in found] == [f"team-a-{index}" for index in range(6)]
+        assert full(pages) == [2, 2] or full(pages) == [2, 2, 2]

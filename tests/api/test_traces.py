@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from service.backends.http import HttpTransport
 from tests.client import Client
+from tests.conftest import ROOT
 
 V3 = "/api/3.0/mlflow"
 POLICY = """
@@ -24,8 +25,6 @@ async def gateway(running, mlflow_server, tmp_path):
     """A gateway whose scientist owns the experiments ``mine-*``; an experiment of theirs and one of somebody else."""
     (tmp_path / "rows.csv").write_text(POLICY)
     transport = HttpTransport("main", mlflow_server.url)
-    from tests.conftest import ROOT
-
     access = {"model": str(ROOT / "policies/model.conf"), "rows": "rows.csv"}
     async with running(transport=transport, access=access) as it:
         admin = Client(it.application.asgi)
@@ -339,3 +338,21 @@ async def test_a_trace_names_only_runs_that_the_caller_may_read(gateway):
     ]
     statuses = [(await start(mine, mine_id, trace_metadata={"mlflow.sourceRun": run}))[1].status for run in runs]
     assert statuses == [200, 403]
+
+
+async def test_to_write_over_a_trace_needs_the_right_to_change_it(running, mlflow_server, tmp_path):
+    rows = "p, group:platform, *, *, *, allow\np, user:scientist, main, experiments/*, run:create, allow\n"
+    (tmp_path / "rows.csv").write_text(rows)
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(tmp_path / "rows.csv")}
+    transport = HttpTransport("main", mlflow_server.url)
+    async with running(transport=transport, access=access) as it:
+        admin = Client(it.application.asgi)
+        scientist = admin.be("user:scientist")
+        trace_id, started = await start(admin, "0", request_preview="mine")
+        assert started.status == 200
+        _, again = await start(scientist, "0", trace_id, request_preview="theirs")
+        assert (again.status, "run:update" in again.json["message"]) == (403, True)
+        assert (await send_spans(scientist, export(trace_id).SerializeToString(), "0")).status == 403
+        kept = (await admin("GET", f"{V3}/traces/{trace_id}")).json["trace"]["trace_info"]
+        assert kept["request_preview"] == "mine"
+        assert (await start(scientist, "0"))[1].status == 200
