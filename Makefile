@@ -16,6 +16,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/registry-gateway openapi > build/openapi.json.new && cmp build/openapi.json.new openapi/openapi.json
+	$(BIN)/registry-gateway schema environments | cmp - policies/environments.schema.json
 	$(BIN)/registry-gateway policy test
 
 unit: $(VENV)/ready-dev
@@ -26,6 +27,7 @@ bench: $(VENV)/ready-dev
 
 openapi: $(VENV)/ready-dev
 	$(BIN)/registry-gateway openapi > openapi/openapi.json
+	$(BIN)/registry-gateway schema environments > policies/environments.schema.json
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.embedded import Embedded
 from service.errors import BadConfiguration
+from service.pipeline import add_commands
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
 GOOD, WRONG, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -73,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     upgrade = journal.add_parser("upgrade", help="create the journal or bring its schema up to date")
     _with_config(upgrade)
     upgrade.set_defaults(run=_journal_upgrade)
+
+    schema = commands.add_parser("schema", help="shapes of the files, for editors").add_subparsers(required=True)
+    environments = schema.add_parser("environments", help="print the JSON Schema of environments.yaml")
+    environments.set_defaults(run=_schema_environments)
+
+    add_commands(commands)
 
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
@@ -292,6 +299,13 @@ def _openapi(_: argparse.Namespace) -> int:
     from service.app import build_litestar, openapi_document
 
     sys.stdout.write(openapi_document(build_litestar()).decode())
+    return GOOD
+
+
+def _schema_environments(_: argparse.Namespace) -> int:
+    from service.promotion.schema import json_schema
+
+    sys.stdout.write(json_schema().decode())
     return GOOD
 
 

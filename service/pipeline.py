@@ -1,0 +1,237 @@
+"""The commands that pipelines and people run against a gateway: verdict, promote, approve, rollback, adopt.
+
+Exit status: 0 done or open, 1 refused or closed, 2 cannot tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.client import DEFAULT_URL, TOKEN, URL, Client, Reply, Unreachable, model_path, token_of
+
+GOOD, REFUSED, CANNOT_TELL = 0, 1, 2
+_ACCEPT = {
+    "text": "application/json",
+    "json": "application/json",
+    "junit": "application/xml",
+    "markdown": "text/markdown",
+}
+_PACE_SECONDS = 2.0
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the parser's subcommands."""
+    verdict = _command(commands, "verdict", "say whether a version could be promoted; change nothing", _verdict)
+    _with_target(verdict)
+    promote = _command(commands, "promote", "promote a version", _promote)
+    _with_target(promote)
+    promote.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait for approvals and windows")
+    promote.add_argument("--if-match", metavar="ETAG", help="only if this is what is live")
+    promote.add_argument("--emergency", action="store_true", help="pass waivable rules; needs --reason and --ticket")
+    promote.add_argument("--ticket", default="", help="the incident an emergency belongs to")
+    for command in (verdict, promote):
+        command.add_argument("--change-id", help="the change record it belongs to; rules read request.change.id")
+    rollback = _command(commands, "rollback", "make live again what was live before", _rollback)
+    rollback.add_argument("model")
+    rollback.add_argument("environment")
+    rollback.add_argument("--to", metavar="VERSION", help="this version (default: the last good one)")
+    for command in (promote, rollback):
+        command.add_argument("--idempotency-key", help="repeat an earlier run safely (default: a new one)")
+    approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
+    _with_target(approve)
+    approve.add_argument("--reject", action="store_true", help="reject it instead")
+    adopt = _command(commands, "adopt", "take over what was live before the gateway came", _adopt)
+    adopt.add_argument("--models", default="*", help="a name, or a prefix that ends in * (default: all)")
+    adopt.add_argument("--environment", help="only this one")
+    adopt.add_argument("--yes", action="store_true", help="adopt; without it only list")
+
+
+def _command(
+    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace, Client], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--url", default=os.environ.get(URL, DEFAULT_URL), help=f"the gateway (default: ${URL})")
+    parser.add_argument("--token-file", type=Path, help=f"a file with the key (default: ${TOKEN})")
+    parser.add_argument("--ca-file", type=Path, help="trust this CA for https")
+    parser.add_argument("--registry", default="main", help="the registry (default: main)")
+    parser.add_argument("--reason", default="", help="kept in the record")
+    parser.add_argument("--format", choices=tuple(_ACCEPT), default="text", help="of the answer (default: text)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the answer there")
+    parser.set_defaults(run=lambda options: _run(options, run))
+    return parser
+
+
+def _with_target(parser: argparse.ArgumentParser) -> None:
+    for name in ("model", "version", "environment"):
+        parser.add_argument(name)
+
+
+def _run(options: argparse.Namespace, run: Callable[[argparse.Namespace, Client], int]) -> int:
+    client = Client(options.url, token_of(options.token_file), options.ca_file)
+    try:
+        return run(options, client)
+    except Unreachable as error:
+        print(f"registry-gateway: {error}", file=sys.stderr)
+        return CANNOT_TELL
+
+
+def _verdict(options: argparse.Namespace, client: Client) -> int:
+    body = {"version": options.version, "dry_run": True, "reason": options.reason, **_change(options)}
+    path = model_path(options.registry, options.model, "environments", options.environment, "promotions")
+    reply = client.post(path, body)
+    if reply.status != 200:
+        return _show(options, reply)
+    is_open = bool(reply.document()["verdict"]["allowed"])
+    _show(options, reply if _plain(options) else client.post(path, body, accept=_ACCEPT[options.format]))
+    return GOOD if is_open else REFUSED
+
+
+def _promote(options: argparse.Namespace, client: Client) -> int:
+    path = model_path(options.registry, options.model, "environments", options.environment, "promotions")
+    body: dict[str, Any] = {"version": options.version, "reason": options.reason, **_change(options)}
+    if options.emergency:
+        body["emergency"] = {"reason": options.reason, "ticket": options.ticket}
+    elif options.wait > 0:
+        _wait_until_open(client, path, {**body, "dry_run": True}, options.wait)
+    headers = {"If-Match": options.if_match} if options.if_match else {}
+    return _settled(options, client, client.post(path, body, headers={**headers, **_key(options)}))
+
+
+def _rollback(options: argparse.Namespace, client: Client) -> int:
+    path = model_path(options.registry, options.model, "environments", options.environment, "rollbacks")
+    body = {"reason": options.reason, **({"to": options.to} if options.to else {})}
+    return _settled(options, client, client.post(path, body, headers=_key(options)))
+
+
+def _wait_until_open(client: Client, path: str, body: Mapping[str, Any], seconds: float) -> None:
+    """Look at the verdict until the gate opens, time is over, or nothing will turn by itself."""
+    deadline, said = time.monotonic() + seconds, ""
+    while True:
+        reply = client.post(path, body)
+        if reply.status != 200:
+            return
+        closed = [f for f in reply.document()["verdict"]["findings"] if not f["passed"] and f["severity"] == "block"]
+        waiting = [f"{item['rule']}: {item['because']}" for item in closed]
+        hopeless = [f for f in closed if f["self_reported"] or f["rule"] in ("ready", "not-quarantined")]
+        left = deadline - time.monotonic()
+        if not closed or hopeless or left <= 0:
+            return
+        if waiting and (text := "; ".join(waiting)) != said:
+            print(f"waiting for {text}", file=sys.stderr, flush=True)
+            said = text
+        time.sleep(min(_PACE_SECONDS, left))
+
+
+def _settled(options: argparse.Namespace, client: Client, reply: Reply) -> int:
+    """Show what became of a promotion; where nobody knows yet, wait for the gateway to read it back."""
+    operation = reply.headers.get("Registry-Gateway-Operation") or ""
+    if reply.status == 504 and operation:
+        print(f"the outcome of {operation} is being read back", file=sys.stderr, flush=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            found = client.get(f"/v1/promotions/{operation}")
+            if found.status == 200 and found.document()["state"] in ("succeeded", "failed"):
+                _show(options, found)
+                return GOOD if found.document()["state"] == "succeeded" else REFUSED
+            time.sleep(2)
+    if operation and not _plain(options) and reply.status in (200, 409):
+        found = client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format])
+        if found.status == 200:
+            _show(options, found)
+            return GOOD if reply.status == 200 else REFUSED
+    return _show(options, reply)
+
+
+def _approve(options: argparse.Namespace, client: Client) -> int:
+    version = ("versions", options.version)
+    path = model_path(options.registry, options.model, *version)
+    review = client.get(f"{path}/review?environment={options.environment}")
+    if review.status != 200:
+        return _show(options, review)
+    packet = review.document()
+    print(_findings(packet["findings"]), file=sys.stderr)
+    print(f"compared with what is live: {json.dumps(packet['comparison'])}", file=sys.stderr)
+    body = {
+        "environment": options.environment,
+        "decision": "reject" if options.reject else "approve",
+        "reason": options.reason,
+        "review": packet["digest"],
+    }
+    return _show(options, client.post(f"{path}/approvals", body))
+
+
+def _adopt(options: argparse.Namespace, client: Client) -> int:
+    body: dict[str, Any] = {"models": options.models, "reason": options.reason or "listed", "dry_run": not options.yes}
+    if options.yes:
+        body["reason"] = options.reason
+    if options.environment:
+        body["environment"] = options.environment
+    reply = client.post(f"/v1/registries/{options.registry}/adoptions", body)
+    if reply.status == 200 and options.format == "text":
+        rows = reply.document()["adopted"]
+        lines = [
+            f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}" for r in rows
+        ]
+        _write(options, "\n".join([*lines, f"{len(rows)} marks" + ("" if options.yes else "; --yes adopts them")]))
+        return GOOD
+    return _show(options, reply)
+
+
+def _change(options: argparse.Namespace) -> dict[str, Any]:
+    return {"change": {"id": options.change_id}} if options.change_id else {}
+
+
+def _key(options: argparse.Namespace) -> dict[str, str]:
+    return {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
+
+
+def _plain(options: argparse.Namespace) -> bool:
+    return options.format in ("text", "json")
+
+
+def _show(options: argparse.Namespace, reply: Reply) -> int:
+    """Write an answer in the form asked for; return the exit status it means."""
+    kind = reply.headers.get("Content-Type", "")
+    if "json" not in kind or options.format == "json":
+        _write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
+    else:
+        _write(options, _text(reply.document()))
+    if reply.status < 300:
+        return GOOD
+    return REFUSED if reply.status < 500 and reply.status not in (408, 424, 425, 429) else CANNOT_TELL
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    lines = []
+    if "detail" in document:
+        lines.append(str(document["detail"]))
+    elif "state" in document:
+        lines.append(
+            f"{document['state']}: {document.get('before') or 'nothing'} -> {document.get('after') or 'nothing'}"
+        )
+    verdict = document.get("verdict")
+    if verdict:
+        lines += [_findings(verdict["findings"]), "open" if verdict["allowed"] else "closed"]
+    if "decision" in document:
+        lines.append(f"{document['decision']} {document['id']} by {document['by']} for {document['environment']}")
+    return "\n".join(lines) or json.dumps(document, indent=1)
+
+
+def _findings(findings: list[Mapping[str, Any]]) -> str:
+    signs = {(True, "block"): "pass", (True, "warn"): "pass", (False, "warn"): "warn", (False, "block"): "FAIL"}
+    rows = (("waived" if f["waived"] else signs[(f["passed"], f["severity"])], f) for f in findings)
+    return "\n".join(f"{sign:<6} {f['rule']}: {f['because']}" for sign, f in rows)
+
+
+def _write(options: argparse.Namespace, text: str) -> None:
+    if options.output is None:
+        print(text, flush=True)
+    else:
+        options.output.write_text(text + "\n", encoding="utf-8")

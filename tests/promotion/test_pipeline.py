@@ -1,0 +1,149 @@
+"""The commands of pipelines, and the recipes for curl, against a gateway that listens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+import yaml
+
+from tests.client import Client
+from tests.conftest import ROOT, TOKENS
+from tests.faults.served import served
+from tests.promotion.flow import alias_of, ask, promote, register, satisfy, simple
+
+LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
+FLOOR = "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: 'a < b & \"c\"'}]"
+
+
+async def begin(url, *arguments, who="service:ci", **more):
+    """Start a command."""
+    environ = {**os.environ, "REGISTRY_GATEWAY_URL": url, "REGISTRY_GATEWAY_TOKEN": TOKENS[who], **more}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", *arguments,
+        env=environ, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def run(url, *arguments, who="service:ci", **more):
+    """Run a command; give its exit status and what it wrote."""
+    process = await begin(url, *arguments, who=who, **more)
+    out, err = await process.communicate()
+    assert TOKENS[who] not in (out + err).decode()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_from_verdict_to_rollback(running, tmp_path):
+    async with running(environments=simple(tmp_path, LEADS)) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        status, out, _ = await run(url, "verdict", "iris", first, "production")
+        assert (status, "FAIL   approvals-ml-leads" in out, "closed" in out) == (1, True, True)
+        status, out, _ = await run(url, "promote", "iris", first, "production")
+        assert (status, "is closed for version" in out) == (1, True)
+        waiting = await begin(url, "promote", "iris", first, "production", "--wait", "60")
+        assert b"waiting for approvals-ml-leads" in await waiting.stderr.readline()
+        status, _, err = await run(url, "approve", "iris", first, "production", "--reason", "ok", who="user:lead")
+        assert (status, "FAIL   approvals-ml-leads" in err) == (0, True)
+        out, _ = await waiting.communicate()
+        assert (waiting.returncode, b"succeeded: nothing -> 1" in out) == (0, True)
+        await run(url, "approve", "iris", second, "production", who="user:lead")
+        status, out, _ = await run(url, "promote", "iris", second, "production", "--format", "json")
+        assert (status, json.loads(out)["after"]) == (0, second)
+        status, out, _ = await run(url, "rollback", "iris", "production", "--reason", "slow", who="user:lead")
+        assert (status, alias_of(it)) == (0, first)
+        status, out, _ = await run(url, "adopt", "--reason", "r", who="user:admin")
+        assert (status, "recorded  iris production: alias champion on version 1" in out) == (0, True)
+
+
+async def test_verdicts_for_machines(running, tmp_path):
+    async with running(environments=simple(tmp_path, "", FLOOR)) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        version = await register(it, client, accuracy=0.5)
+        for command in ("verdict", "promote"):
+            file = tmp_path / f"{command}.xml"
+            status, _, _ = await run(
+                url, command, "iris", version, "production", "--format", "junit", "--output", str(file)
+            )
+            suite = ET.parse(file).getroot().find("testsuite")
+            cases = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
+            assert (status, suite.get("failures"), cases["ready"]) == (1, "1", None)
+            assert cases["floor"].get("message") == 'a < b & "c"'
+        status, out, _ = await run(url, "verdict", "iris", version, "production", "--format", "markdown")
+        assert (status, '| ❌ | floor | a \\< b & "c" |' in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "status", "says"),
+    [
+        (("verdict", "iris", "1", "production"), {"REGISTRY_GATEWAY_TOKEN": ""}, 2, "REGISTRY_GATEWAY_TOKEN"),
+        (("verdict", "iris", "1", "production", "--url", "ftp://x"), {}, 2, "not an http or https URL"),
+        (("verdict", "iris", "99", "production"), {}, 1, "99"),
+        (("verdict", "iris", "1", "nowhere"), {}, 1, "nowhere"),
+        (("rollback", "iris", "production"), {}, 1, "reason"),
+        (("promote", "iris", "1"), {}, 2, "usage"),
+        (("adopt", "--yes"), {}, 1, "reason"),
+    ],
+)
+async def test_what_cannot_be_done_says_so(running, tmp_path, arguments, more, status, says):
+    async with running(environments=simple(tmp_path)) as it, served(it.application.asgi) as url:
+        await register(it, Client(it.application.asgi))
+        found, out, err = await run(url, *arguments, **more)
+        assert (found, says in out + err) == (status, True), (out, err)
+        assert "Traceback" not in err
+
+
+async def test_what_cannot_be_reached_is_no_no(tmp_path, monkeypatch):
+    from service import client, pipeline
+
+    monkeypatch.setattr(client, "_TRIES", 1)
+    monkeypatch.setenv("REGISTRY_GATEWAY_TOKEN", "x")
+    from service.__main__ import main
+
+    assert main(["verdict", "iris", "1", "production", "--url", "http://127.0.0.1:1"]) == pipeline.CANNOT_TELL
+
+
+def scripts(name):
+    """The shell of a recipe, job by job."""
+    text = (ROOT / "docs/ci" / name).read_text()
+    document = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    if "jobs" in document:
+        return [step["run"] for step in document["jobs"]["promote"]["steps"]]
+    return [line for job in document.values() for line in job["script"]]
+
+
+@pytest.mark.parametrize("name", ["github-actions.md", "gitlab.md"])
+async def test_the_recipes_run(running, tmp_path, name):
+    async with running() as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        if name == "gitlab.md":  # so that there is something to roll back to
+            live = await register(it, client)
+            await satisfy(client, live)
+            assert (await promote(client, live)).status == 200
+        version = await register(it, client)
+        await satisfy(client, version)
+        environ = {
+            **os.environ, "GATEWAY": url, "TOKEN": TOKENS["service:ci"], "MODEL": "iris", "VERSION": version,
+            "GITHUB_RUN_ID": "42", "CI_PIPELINE_ID": "42", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        }  # fmt: skip
+        lives = []
+        for script in scripts(name):
+            if "rollbacks" in script:
+                environ["TOKEN"] = TOKENS["user:lead"]
+            process = await asyncio.create_subprocess_exec(
+                "bash", "-e", "-c", script, cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await process.communicate()
+            assert process.returncode == 0, out.decode()
+            lives.append(alias_of(it))
+        assert version in lives
+        assert ET.parse(tmp_path / "verdict.xml").getroot().tag == "testsuites"
+        if name == "gitlab.md":
+            assert lives[-1] == live
+        again = await ask(client.be("service:ci"), "promotions", version)
+        assert again.status in (200, 409)
