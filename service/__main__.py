@@ -232,10 +232,15 @@ def problems_of(configuration: Configuration) -> list[str]:
 
 def _policy_test(options: argparse.Namespace) -> int:
     from service.policy_tests import run_tables
+    from service.rule_tests import run_rule_tables
 
     configuration = load(options.config)
     directory = options.directory or configuration.path(configuration.settings.access.rows).parent / "tests"
-    return run_tables(configuration, directory, _say)
+    status = run_tables(configuration, directory, _say)
+    passed, failed = run_rule_tables(configuration, directory / "environments", _say)
+    if passed or failed:
+        _say(f"environments: {passed} passed, {failed} failed")
+    return WRONG if failed else status
 
 
 def _policy_explain(options: argparse.Namespace) -> int:

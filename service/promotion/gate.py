@@ -245,12 +245,16 @@ class Environment:
         about = {"name": self.name, "registry": registry, "parameters": dict(self.parameters)}
         document = facts.document(about, evidence, judged.approvals)
         findings = [_ready(document), *_quarantine(facts), *self._built_in(facts, document, judged)]
-        findings += [_find(rule, document) for rule in self.rules]
+        findings += self.judge_rules(document)
         if self.purpose is Purpose.EMERGENCY:
             findings = [self._waive(item) for item in findings]
         stale = tuple({"by": item.by, "because": because} for item, because in judged.stale)
         allowed = not any(finding.blocks for finding in findings)
         return Verdict(allowed, digest, tuple(findings), self.mode, stale)
+
+    def judge_rules(self, document: Mapping[str, Any]) -> list[Finding]:
+        """Give the finding of each rule over *document*, the rules' variables; a dry test of rules needs no more."""
+        return [_find(rule, document) for rule in self.rules]
 
     def counting(self, facts: Facts) -> list[Evidence]:
         """List the evidence that counts: the newest of each kind, if it is about these files and meets its terms."""
