@@ -430,19 +430,21 @@ class Trail:
         """
         await self._append([], [effect])
 
-    async def summed(self, documents: Sequence[Mapping[str, Any]]) -> None:
-        """Record sums of telemetry, all or none.
+    def sums(self, documents: Iterable[Mapping[str, Any]]) -> list[Event]:
+        """Make events of sums; each has its identifier from now on, so it cannot be recorded twice."""
+        now = self.now()
+        return [
+            build_event(data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}")
+            for data in documents
+        ]
+
+    async def summed(self, events: Sequence[Event]) -> None:
+        """Record what `sums` made, all or none.
 
         Raises:
-            JournalUnavailable: they may be recorded all the same; look for their operation before trying again.
+            JournalUnavailable: it may be recorded all the same, or was before; look for its operation.
         """
-        now = self.now()
-        await self._append(
-            [
-                build_event(data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}")
-                for data in documents
-            ]
-        )
+        await self._append(events)
 
     async def noted(self, operation: Operation) -> None:
         """Record what changed nothing: a read, where reads are recorded, or a promotion of what was live."""

@@ -100,7 +100,15 @@ def _differences(environment: Environment, case: Case, file: YamlFile, index: in
 
 def _filled(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Complete facts as the gateway gives them: empty where a version has none."""
-    empty: dict[str, Any] = {"tags": {}, "metrics": {}, "params": {}, "datasets": [], "flavors": [], "requirements": [], "aliases": []}
+    empty: dict[str, Any] = {
+        "tags": {},
+        "metrics": {},
+        "params": {},
+        "datasets": [],
+        "flavors": [],
+        "requirements": [],
+        "aliases": [],
+    }
     source = {"uri": "", "run_id": "", "commit": "", **facts.get("source", {})}
     return {"signature": None, "status": "READY", **empty, **facts, "source": source}
 

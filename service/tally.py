@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from service.audit import Operation, Trail
+from service.audit import Event, Operation, Trail
 from service.errors import JournalUnavailable
 from service.model import Principal
 
@@ -94,7 +94,7 @@ class Tally:
         self._seconds = seconds
         self._sums: dict[_Key, _Sum] = {}
         self._uploads = 0
-        self._unwritten: tuple[str, list[Mapping[str, Any]]] | None = None
+        self._unwritten: tuple[str, list[Event]] | None = None
         """A batch whose append gave no answer, under its operation: it may be there, and is looked for first."""
         self._task: asyncio.Task[None] | None = None
         self.merged = 0
@@ -160,7 +160,7 @@ class Tally:
             if not self._sums:
                 return
             operation = str(uuid.uuid4())
-            self._unwritten = (operation, list(_documents(operation, self._sums)))
+            self._unwritten = (operation, self._trail.sums(_documents(operation, self._sums)))
             self._sums, self._uploads = {}, 0
         elif await self._trail.journal.operation_events(self._unwritten[0]):
             self._unwritten = None  # it was stored although nothing said so

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from service.audit import Trail
+from service.audit import Event, Trail
 from service.errors import GatewayError
 
 EACH_MINUTE = 60
@@ -33,6 +33,7 @@ class Floods:
         self._all = 0
         self._by_address: OrderedDict[str, int] = OrderedDict()
         self._over: dict[str, int] = {}
+        self._unwritten: list[Event] = []
 
     def admits(self, address: str) -> bool:
         """Tell whether a failure from *address* is recorded as an event of its own; otherwise it is counted."""
@@ -50,15 +51,18 @@ class Floods:
 
     async def flush(self) -> None:
         """Record what was counted, one event an address; what cannot be recorded now stays counted."""
-        counted, self._over = self._over, {}
-        if not counted:
+        if not self._unwritten:
+            counted, self._over = self._over, {}
+            self._unwritten = self._trail.sums(_document(address, count) for address, count in counted.items())
+        if not self._unwritten:
             return
         try:
-            await self._trail.summed([_document(address, count) for address, count in counted.items()])
+            if not await self._trail.journal.operation_events(self._unwritten[0]["data"]["operation"]):
+                await self._trail.summed(self._unwritten)
         except GatewayError as error:
             _log.warning("sums of failed authentications are waiting", problem=error.detail)
-            for address, count in counted.items():
-                self._over[address] = self._over.get(address, 0) + count
+        else:
+            self._unwritten = []
 
 
 def _document(address: str, count: int) -> Mapping[str, Any]:

@@ -145,9 +145,11 @@ def main() -> None:
             except Exception:  # noqa: BLE001  # a flow that fails is a finding, and the next one goes on
                 failure = traceback.format_exc()[-3000:]
             os.chdir("/")
-        exchanges = sorted((normal(item) for item in recorder.exchanges), key=json.dumps)
+        exchanges = sorted(
+            (normal(item) for item in recorder.exchanges), key=lambda item: json.dumps(item, sort_keys=True)
+        )
         results[name] = {"answers": answers, "exchanges": exchanges, "failure": failure}
-    print(json.dumps(results))
+    print(json.dumps(results, sort_keys=True))
 
 
 if __name__ == "__main__":

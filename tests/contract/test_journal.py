@@ -159,3 +159,16 @@ async def test_the_schema_is_what_the_tables_say(tmp_path):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+async def test_the_same_sums_are_recorded_once(journal):
+    """An append that came too late may be stored all the same: writing it again must not count twice."""
+    trail = Trail(journal, [], "/test")
+    data = operation().event("outcome", None, "/test", 1.0)["data"]
+    events = trail.sums([{**data, "phase": "summed"}])
+    await trail.summed(events)
+    with pytest.raises(JournalUnavailable):
+        await trail.summed(events)
+    await trail.intent(operation("after"))
+    assert [event["data"]["phase"] for _, event in await journal.events({}, 0, 10)] == ["summed", "intent"]
+    assert verify(journal.url) == (2, None)

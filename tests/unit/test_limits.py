@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -37,10 +38,20 @@ class Sums:
         self.documents: list[dict] = []
         self.down = False
 
-    async def summed(self, documents: list[dict]) -> None:
+    @property
+    def journal(self) -> Sums:
+        return self
+
+    async def operation_events(self, _: str) -> list[dict]:
+        return []
+
+    def sums(self, documents: Iterable[dict]) -> list[dict]:
+        return [{"data": item} for item in documents]
+
+    async def summed(self, events: list[dict]) -> None:
         if self.down:
             raise JournalUnavailable("down")
-        self.documents += documents
+        self.documents += [item["data"] for item in events]
 
 
 async def test_a_flood_of_failures_is_summed_and_none_is_lost() -> None:
