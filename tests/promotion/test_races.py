@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 
 from tests.client import Client
 from tests.promotion.flow import V1, alias_of, ask, promote, register, satisfy, simple
 
-RACES = 1000
+RACES = int(os.environ.get("RACES", "200"))
 AT_ONCE = 4
 
 
-async def test_a_thousand_races_have_one_winner_each(running, tmp_path):
+async def test_each_race_has_one_winner(running, tmp_path):
     async with running(environments=simple(tmp_path)) as it:
         client = Client(it.application.asgi)
         versions = [await register(it, client) for _ in range(AT_ONCE + 1)]
