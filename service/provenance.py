@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.backend import Backend
@@ -147,17 +148,47 @@ async def run_behind(backend: Backend, version: ModelVersion, origin: Origin | N
     return version.run_id if same else None
 
 
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """A file of a version, as it is."""
+
+    root: str
+    """Which of the origin's places it is in."""
+    path: str
+    """Below the registry's artifact root."""
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its path below its root."""
+        return self.path.removeprefix(self.root.rstrip("/") + "/")
+
+
 async def artifact_digest(backend: Backend, origin: Origin) -> str:
-    """Return sha256 over the sorted (path, sha256) of the version's files.
+    """Return sha256 over the sorted (path, sha256) of the version's files (see `file_digests` for the errors).
 
     `UNVERIFIABLE` for storage that clients write directly.
+    """
+    return digest_of_files(origin, await file_digests(backend, origin))
+
+
+def digest_of_files(origin: Origin, files: Iterable[FileDigest]) -> str:
+    """Return the one digest of a version whose files are *files*."""
+    if not origin.files:
+        return UNVERIFIABLE
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.path}\0{file.sha256}\n".encode())
+    return total.hexdigest()
+
+
+async def file_digests(backend: Backend, origin: Origin) -> list[FileDigest]:
+    """Read the version's files, place by place, sorted by path.
 
     Raises:
         Conflict: too many or too large to be read, so that nothing can be bound to them. NotFound.
     """
-    if not origin.files:
-        return UNVERIFIABLE
-    total, size = hashlib.sha256(), 0
+    found, size = [], 0
     for root in origin.files:
         files = await backend.list_files(root, _MAX_FILES)
         size += sum(item for _, item in files or ())
@@ -168,8 +199,8 @@ async def artifact_digest(backend: Backend, origin: Origin) -> str:
             digest = hashlib.sha256()
             async for part in backend.read_file(path):
                 digest.update(part)
-            total.update(f"{path}\0{digest.hexdigest()}\n".encode())
-    return total.hexdigest()
+            found.append(FileDigest(root, path, digest.hexdigest()))
+    return found
 
 
 async def size_of(backend: Backend, origin: Origin) -> int | None:

@@ -201,6 +201,7 @@ class EvidenceRequest(Struct, forbid_unknown_fields=True):
     facts: dict[str, Any] = {}
     source: Annotated[str, Meta(max_length=2000)] = ""
     expires: datetime | None = None
+    proof: dict[str, Any] | None = None
 
 
 class EvidenceBody(Struct):

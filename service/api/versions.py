@@ -79,7 +79,7 @@ class VersionController(Controller):
         if len(json.dumps(data.facts)) > _MAX_FACTS_BYTES:
             message = f"The facts are over {_MAX_FACTS_BYTES} bytes; keep a link in `source` instead."
             raise BodyTooLarge(message)
-        claim = Claim(data.kind, data.result, data.facts, data.source, shapes.future(data.expires))
+        claim = Claim(data.kind, data.result, data.facts, data.source, shapes.future(data.expires), data.proof)
         return shapes.evidence(await governance.evidence.post(caller, registry, model, version, claim))
 
     @get("/evidence", operation_id="listEvidence", opt={"action": "version:read"})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.effects import Posted
+from service.errors import InvalidRequest
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
-from service.provenance import artifact_digest, origin_of_version
+from service.promotion.gate import EvidenceTerms
+from service.promotion.proof import check_evidence, check_model_signature, verify
+from service.provenance import FileDigest, digest_of_files, file_digests, origin_of_version
 from service.records import Evidence
 
 
@@ -23,6 +28,8 @@ class Claim:
     facts: dict[str, Any]
     source: str = ""
     expires: float | None = None
+    proof: Mapping[str, Any] | None = None
+    """``{dsse: envelope}`` or ``{model_signing: bundle}``."""
 
 
 class EvidenceDesk:
@@ -36,7 +43,8 @@ class EvidenceDesk:
         """Store evidence about a version, bound to its files as they are.
 
         Raises:
-            Denied, NotFound, JournalUnavailable: nothing is stored.
+            InvalidRequest: its proof does not hold. Denied, NotFound, JournalUnavailable.
+            In each case nothing is stored.
         """
         need = Need("evidence:post", resource("models", model, "versions", "evidence", claim.kind))
         backend, operation = await self._desk.open(caller, registry, "postEvidence", need)
@@ -56,8 +64,17 @@ class EvidenceDesk:
 
         async def make() -> Posted:
             found = await backend.get_version(model, version)
-            digest = await artifact_digest(backend, await origin_of_version(backend, found))
-            return Posted(registry, model, found.binding, dataclasses.replace(evidence, artifact_digest=digest))
+            origin = await origin_of_version(backend, found)
+            files = await file_digests(backend, origin)
+            digest = digest_of_files(origin, files)
+            keys = tuple(
+                key
+                for environment in self._desk.environments.of(registry, model)
+                for key in environment.evidence.get(claim.kind, EvidenceTerms()).keys
+            )
+            proof = await asyncio.to_thread(_verified, claim, keys, files, digest) if claim.proof else None
+            posted = dataclasses.replace(evidence, artifact_digest=digest, proof=proof)
+            return Posted(registry, model, found.binding, posted)
 
         return (await self._desk.store(operation, model, version, make)).evidence
 
@@ -65,3 +82,28 @@ class EvidenceDesk:
         """List the evidence about a version, oldest first."""
         found = await self._desk.read_version(caller, registry, model, version, "listEvidence")
         return [*(await self._desk.journal.version(registry, model, found.binding)).evidence]
+
+
+def _verified(claim: Claim, keys: Sequence[str], files: Sequence[FileDigest], digest: str) -> dict[str, str]:
+    """Verify the proof of a claim about *files*; say which key signed it and what.
+
+    Raises:
+        InvalidRequest: it does not hold.
+    """
+    proof = claim.proof or {}
+    if not keys:
+        message = f"No key is configured for evidence of the kind {claim.kind!r}; nothing is stored."
+        raise InvalidRequest(message)
+    if set(proof) == {"dsse"}:
+        statement = verify(proof["dsse"], keys)
+        check_evidence(statement, kind=claim.kind, result=claim.result, facts=claim.facts, artifact_digest=digest)
+        return {"type": "dsse", "key": statement.key, "digest": statement.digest}
+    if set(proof) == {"model_signing"} and isinstance(proof["model_signing"], dict):
+        statement = verify(proof["model_signing"].get("dsseEnvelope"), keys)
+        if claim.result != "passed" or len({file.root for file in files}) != 1:
+            message = "A model's signature proves a result `passed` about files in one place; nothing is stored."
+            raise InvalidRequest(message)
+        check_model_signature(statement, [(file.name, file.sha256) for file in files])
+        return {"type": "model-signing", "key": statement.key, "digest": statement.digest}
+    message = "proof is {dsse: envelope} or {model_signing: bundle}; nothing is stored."
+    raise InvalidRequest(message)

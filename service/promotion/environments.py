@@ -13,6 +13,7 @@ from service.promotion.approving import Quorum
 from service.promotion.expression import ExpressionError
 from service.promotion.facts import LANGUAGE
 from service.promotion.gate import BUILT_IN, Environment, EvidenceTerms, Mark, Override, Rule, Sealing
+from service.promotion.proof import check_key
 from service.promotion.schedule import AllowedTimes, Freeze, parse_clock, parse_duration
 from service.promotion.schema import (
     EnvironmentShape,
@@ -151,8 +152,10 @@ class _Reader:
     def _terms(self, raw: EvidenceShape, at: _At) -> EvidenceTerms:
         keys = tuple(read_text(self._folder / name) for name in raw.keys)
         for index, key in enumerate(keys):
-            if "-----BEGIN PUBLIC KEY-----" not in key:
-                raise self._file.error("keys: not a public key in PEM form", *at, "keys", index)
+            try:
+                check_key(key)
+            except ValueError as error:
+                raise self._file.error(f"keys: {error}", *at, "keys", index) from None
         return EvidenceTerms(self._seconds(raw.expire_after, (*at, "expire_after")), keys)
 
     def _times(self, raw: TimesShape, at: _At) -> AllowedTimes:

@@ -16,6 +16,7 @@ from service.model import Finding, Verdict
 from service.promotion.approving import Judged, Quorum, Seen, concerned_in, judge_approvals, missing_of
 from service.promotion.expression import Expression, Path, dotted, resolve
 from service.promotion.facts import Facts, Source, is_self_reported, newest_evidence, sources_of
+from service.promotion.proof import key_id
 from service.promotion.schedule import AllowedTimes, Freeze
 from service.records import Evidence
 from service.strict import folded
@@ -319,11 +320,6 @@ class Environment:
         kind = finding.rule.split("-")[0] if finding.rule.startswith(("after-", "approvals-")) else finding.rule
         may = kind in self.waivable or any(rule.waivable for rule in self.rules if rule.name == finding.rule)
         return dataclasses.replace(finding, waived=True) if finding.blocks and may else finding
-
-
-def key_id(pem: str) -> str:
-    """Name a public key: sha256 of its PEM text without white space."""
-    return hashlib.sha256("".join(pem.split()).encode()).hexdigest()
 
 
 def matches(pattern: str, model: str) -> bool:
