@@ -60,10 +60,10 @@ class Gatherer:
             self._incumbent(backend, environment, candidate, incumbent, origin, everything=everything),
         )
         digest = None
-        if everything or records.evidence or records.approvals or Source.DIGEST in environment.sources("candidate"):
+        bound = environment.reads_records and bool(records.evidence or records.approvals)
+        if everything or bound or Source.DIGEST in environment.sources("candidate"):
             digest = await digest_of(backend, origin)  # a record is about the files its author saw
         now = self._now()
-        asking = [item for item in records.requests if item.state == "open" and item.expires > now]
         return Facts(
             candidate=replace(judged, creation=records.creation, periods=records.periods),
             incumbent=live,
@@ -74,7 +74,7 @@ class Gatherer:
             now=now,
             artifact_digest=digest,
             incumbent_binding=incumbent.binding if incumbent is not None else "",
-            askers=frozenset(who for item in asking for who in (item.by, *item.persons)),
+            requests=tuple(item for item in records.requests if item.state == "open" and item.expires > now),
             quarantine=records.quarantine.reason if records.quarantine else None,
             change=question.change,
         )

@@ -22,6 +22,8 @@ class Marking:
     marks: list[Mark]
     model: RegisteredModel
     candidate: ModelVersion
+    requests: tuple[str, ...] = ()
+    """Identifiers of the promotion requests that this completes."""
 
 
 def missing_marks(
@@ -139,8 +141,14 @@ async def made_live(
     operation: str,
     reason: str,
     kind: str = "promotion",
+    known: frozenset[str] | None = None,
 ) -> MadeLive:
-    """Say for the journal that *version* is live in *environment*, and what stands behind it."""
+    """Say for the journal that *version* is live in *environment*, and what stands behind it.
+
+    That is *known*, or looked up where the environment seals.
+    """
+    if known is None:
+        known = behind(version, await find_origin(backend, version)) if environment.seals else frozenset()
     return MadeLive(
         backend.name,
         version.model,
@@ -153,7 +161,7 @@ async def made_live(
             by=by,
             operation=operation,
             reason=reason,
-            behind=tuple(sorted(behind(version, await find_origin(backend, version)))),
+            behind=tuple(sorted(known)),
             kind=kind,
         ),
     )

@@ -20,6 +20,7 @@ from service.guard import live_version
 from service.marking import Marking, made_live, missing_marks, staged, write_marks
 from service.model import Principal, PromotionResult, Verdict
 from service.promotion.environments import Environments
+from service.promotion.facts import Facts
 from service.promotion.gate import Environment, Purpose
 from service.provenance import Origin, behind, find_origin
 from service.records import Debt, LivePeriod, ModelVersion, RegisteredModel
@@ -92,17 +93,19 @@ class Promoter:
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
-        origin = await find_origin(backend, candidate)
+        needs_origin = environment.needs_origin or asked.purpose is not Purpose.PROMOTION
+        origin = await find_origin(backend, candidate) if needs_origin else None
         sealed: AbstractContextManager[None] = contextlib.nullcontext()
         if not asked.dry_run:  # to look is no reason to keep anybody from writing
             sealed = self._seals.provisional(
                 backend.name, asked.model, environment, asked.version, behind(candidate, origin)
             )
         with sealed:
-            verdict = await self._judge(backend, environment, candidate, incumbent, asked, origin)
+            verdict, facts = await self._judge(backend, environment, candidate, incumbent, asked, origin)
             operation.verdict = verdict
             marks = missing_marks(self._environments, backend.name, model, candidate, environment)
-            marking = Marking(marks, model, candidate)
+            here = (item for item in facts.requests if item.environment == environment.name)
+            marking = Marking(marks, model, candidate, tuple(item.id for item in here))
             if asked.dry_run:
                 return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
             if not marking.marks and live == asked.version:
@@ -123,7 +126,7 @@ class Promoter:
             if asked.purpose is Purpose.ROLLBACK:
                 operation.after["commit"] = await self._gatherer.commit(backend, candidate, origin)
             await self._trail.intent(operation)
-            return await self._write(backend, environment, asked, operation, marking)
+            return await self._write(backend, environment, asked, operation, marking, origin)
 
     async def _previous(self, backend: Backend, model: str, environment: Environment) -> str:
         """Find the version that was live before and may be again.
@@ -167,7 +170,7 @@ class Promoter:
         incumbent: ModelVersion | None,
         asked: Asked,
         origin: Origin | None,
-    ) -> Verdict:
+    ) -> tuple[Verdict, Facts]:
         if asked.purpose is Purpose.ROLLBACK:
             environment = environment.for_rollback()
         elif asked.purpose is Purpose.EMERGENCY:
@@ -179,7 +182,7 @@ class Promoter:
             kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
             await self._trail.keep(kept)
             self._archived.add(verdict.rules_digest)
-        return verdict
+        return verdict, facts
 
     async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
         operation.after = {"version": version.version}
@@ -199,7 +202,8 @@ class Promoter:
             GateClosed: a rule failed.
         """
         candidate = await backend.get_version(asked.model, asked.version)
-        verdict = await self._judge(backend, environment, candidate, None, asked, await find_origin(backend, candidate))
+        origin = await find_origin(backend, candidate)
+        verdict, _ = await self._judge(backend, environment, candidate, None, asked, origin)
         operation.verdict, operation.environment = verdict, environment.name
         if verdict.refuses:
             message = f"The new name is in {environment.name!r}, whose gate is closed for version {asked.version}."
@@ -217,7 +221,7 @@ class Promoter:
             operation.before = {"version": live}
             incumbent = await self._incumbent(backend, candidate, live)
             origin = await find_origin(backend, candidate)
-            operation.verdict = await self._judge(backend, environment, candidate, incumbent, asked, origin)
+            operation.verdict, _ = await self._judge(backend, environment, candidate, incumbent, asked, origin)
         except GatewayError as error:
             operation.notes.append(f"could not be judged: {error.detail}")
 
@@ -228,17 +232,23 @@ class Promoter:
         return candidate if live == candidate.version else await backend.get_version(candidate.model, live)
 
     async def _write(
-        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
+        self,
+        backend: Backend,
+        environment: Environment,
+        asked: Asked,
+        operation: Operation,
+        marking: Marking,
+        origin: Origin | None,
     ) -> PromotionResult:
         live = live_version(marking.model, environment)
         try:
             await write_marks(backend, marking, operation)
-            effects, version = await self._read_back(backend, environment, asked, operation, marking)
+            effects, version = await self._read_back(backend, environment, asked, operation, marking, origin)
         except GatewayError as error:
             operation.detail, error.operation = error.detail, operation.id
             await self._trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
-        effects += await self._consequences(backend.name, environment, asked, operation, version)
+        effects += self._consequences(backend.name, environment, asked, operation, marking)
         await self._trail.outcome(operation, "succeeded", effects)
         assert operation.verdict is not None  # promote() set it
         return PromotionResult(
@@ -252,8 +262,8 @@ class Promoter:
             effects=tuple(effects),
         )
 
-    async def _consequences(
-        self, registry: str, environment: Environment, asked: Asked, operation: Operation, version: ModelVersion
+    def _consequences(
+        self, registry: str, environment: Environment, asked: Asked, operation: Operation, marking: Marking
     ) -> list[Effect]:
         """Say which requests this completes, and what an emergency owes."""
         effects: list[Effect] = []
@@ -275,18 +285,18 @@ class Promoter:
             )
             effects.append(Owed(debt))
             _log.error("emergency promotion", operation=operation.id, model=asked.model, environment=environment.name)
-        try:
-            records = await self._trail.journal.version(registry, asked.model, version.binding)
-        except GatewayError:
-            return effects  # the change is made; an open request completes itself when it is looked at
-        for request in records.requests:
-            if request.state == "open" and request.environment == environment.name:
-                at, by = self._trail.now(), asked.principal.subject
-                effects.append(RequestEnded(request.id, "completed", at, by, operation.id))
+        at, by = self._trail.now(), asked.principal.subject
+        effects += [RequestEnded(item, "completed", at, by, operation.id) for item in marking.requests]
         return effects
 
     async def _read_back(
-        self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, marking: Marking
+        self,
+        backend: Backend,
+        environment: Environment,
+        asked: Asked,
+        operation: Operation,
+        marking: Marking,
+        origin: Origin | None,
     ) -> tuple[list[Effect], ModelVersion]:
         try:
             model, version = await asyncio.gather(
@@ -297,7 +307,17 @@ class Promoter:
                 message = f"After the write {found!r} is live; something else writes beside the gateway."
                 raise Conflict(message)
             effects: list[Effect] = [
-                await self.made_live(backend, environment, version, operation, asked.purpose.value)
+                await made_live(
+                    backend,
+                    environment,
+                    version,
+                    since=self._trail.now(),
+                    by=operation.principal.subject,
+                    operation=operation.id,
+                    reason=operation.reason,
+                    kind=asked.purpose.value,
+                    known=behind(version, origin) if version.binding == marking.candidate.binding else None,
+                )
             ]
         except RegistryUnavailable as error:  # written, but not seen to be
             raise OutcomeUnknown(error.detail) from error
@@ -321,7 +341,6 @@ class Promoter:
         environment: Environment,
         version: ModelVersion,
         operation: Operation,
-        kind: str = "promotion",
     ) -> MadeLive:
         """Say for the journal that *version* is live in *environment* from now on."""
         return await made_live(
@@ -332,5 +351,4 @@ class Promoter:
             by=operation.principal.subject,
             operation=operation.id,
             reason=operation.reason,
-            kind=kind,
         )

@@ -138,13 +138,16 @@ class Expression:
         self.digest = _digest(tree)
         """Names what is written, whatever its white space and comments."""
 
-    def evaluate(self, facts: Mapping[str, Any]) -> Outcome:
-        """Evaluate over *facts*. A fact that is needed and is absent, null or NaN is never evaluated around."""
+    def evaluate(self, facts: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Outcome:
+        """Evaluate over *facts*. A fact that is needed and is absent, null or NaN is never evaluated around.
+
+        *values* are the same facts as `cel_values` gives them, for those who evaluate several rules over them.
+        """
         missing = tuple(dict.fromkeys(dotted(path) for path in _missing(self._tree, facts, frozenset())))
         if missing:
             return Outcome(None, missing)
         try:
-            value = self._program.eval(data=_cel_values(facts))
+            value = self._program.eval(data=values if values is not None else cel_values(facts))
         except (RuntimeError, ValueError, TypeError) as error:
             return Outcome(None, (), _first_line(error))
         if value.type() != cel.Type.BOOL:
@@ -184,12 +187,12 @@ def _asks_items(tree: Any, bound: frozenset[str]) -> bool:
     return any(_asks_items(child, names) for child, names in _children(tree, bound))
 
 
-def _cel_values(value: Any) -> Any:
+def cel_values(value: Any) -> Any:
     """Convert what the runtime does not take inside maps: times."""
     if isinstance(value, Mapping):
-        return {key: _cel_values(item) for key, item in value.items()}
+        return {key: cel_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_cel_values(item) for item in value]
+        return [cel_values(item) for item in value]
     if isinstance(value, datetime):
         stamp = timestamp_pb2.Timestamp()
         stamp.FromDatetime(value)

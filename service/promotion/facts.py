@@ -10,7 +10,7 @@ from typing import Any
 
 from service.model import Principal
 from service.promotion.expression import OPEN, Environment, Path
-from service.records import Approval, Creation, Evidence, LivePeriod, ModelVersion, Run
+from service.records import Approval, Creation, Evidence, LivePeriod, ModelVersion, PromotionRequest, Run
 
 
 class Source(Enum):
@@ -143,12 +143,17 @@ class Facts:
     """Of the candidate's files as they are; None where nothing can be bound to them."""
     incumbent_binding: str | None = None
     """Of what is live, ``""`` for nothing; None where nobody looked."""
-    askers: frozenset[str] = frozenset()
-    """Everyone who asked that the candidate be promoted, besides the principal."""
+    requests: Sequence[PromotionRequest] = ()
+    """Those that are open, and whose authors therefore ask to promote the candidate."""
     quarantine: str | None = None
     """Why the candidate is in quarantine; None if it is not."""
     change: Mapping[str, str] = field(default_factory=dict)
     """The change record of the request: ``id``, ``window``, ``fallback``."""
+
+    @property
+    def askers(self) -> frozenset[str]:
+        """Everyone who asks that the candidate be promoted, besides the principal."""
+        return frozenset(who for item in self.requests for who in (item.by, *item.persons))
 
     def document(
         self, environment: Mapping[str, Any], evidence: Sequence[Evidence], approvals: Sequence[Approval]

@@ -14,7 +14,7 @@ from typing import Any
 
 from service.model import Finding, Verdict
 from service.promotion.approving import Judged, Quorum, Seen, concerned_in, judge_approvals, missing_of
-from service.promotion.expression import Expression, Path, dotted, resolve
+from service.promotion.expression import Expression, Path, cel_values, dotted, resolve
 from service.promotion.facts import Facts, Source, is_self_reported, newest_evidence, sources_of
 from service.promotion.proof import key_id
 from service.promotion.schedule import AllowedTimes, Freeze
@@ -234,6 +234,18 @@ class Environment:
         needs_record = side == "candidate" and (self.after is not None or self.names("approvals") or self.quorums)
         return found | {Source.RECORD} if needs_record else found
 
+    @property
+    def reads_records(self) -> bool:
+        """Whether evidence or approvals count here, and so the digest of the files that they are bound to."""
+        named = self.names("evidence") or self.names("approvals") or self.names("candidate", "evidence")
+        return named or bool(self.quorums)
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether it matters what a candidate was made from: to judge it, or to seal it."""
+        needs = self.sources("candidate") & {Source.RUN, Source.DIGEST, Source.SIZE}
+        return self.seals or self.reads_records or bool(needs)
+
     def names(self, variable: str, *fields: str) -> bool:
         """Tell whether any rule names *variable*, or these fields of it."""
         return any(path[: len(fields) + 1] == (variable, *fields) for path in self._paths())
@@ -255,7 +267,8 @@ class Environment:
 
     def judge_rules(self, document: Mapping[str, Any]) -> list[Finding]:
         """Give the finding of each rule over *document*, the rules' variables; a dry test of rules needs no more."""
-        return [_find(rule, document) for rule in self.rules]
+        values = cel_values(document) if self.rules else {}
+        return [_find(rule, document, values) for rule in self.rules]
 
     def counting(self, facts: Facts) -> list[Evidence]:
         """List the evidence that counts: the newest of each kind, if it is about these files and meets its terms."""
@@ -350,8 +363,8 @@ def _rollback(facts: Facts, environment: str) -> Iterator[Finding]:
     yield Finding("was-live-before", been, because)
 
 
-def _find(rule: Rule, document: Mapping[str, Any]) -> Finding:
-    outcome = rule.require.evaluate(document)
+def _find(rule: Rule, document: Mapping[str, Any], values: Mapping[str, Any]) -> Finding:
+    outcome = rule.require.evaluate(document, values)
     paths = {dotted(path): path for path in rule.require.paths}
     facts = {".".join(str(part) for part in path): _shown(path, document) for path in paths.values()}
     because = rule.because

@@ -25,6 +25,7 @@ import aiohttp
 from service.authorization import Snapshot
 from service.journal import schema
 from service.model import Principal
+from tests.benchmarks.promotion import promotions
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
 from tests.faults.test_process import ready, start
 
@@ -280,6 +281,7 @@ async def searches(bench: Bench, directory: Path, socket: str, port: int) -> Non
 def main() -> int:
     bench = Bench()
     decisions(bench)
+    promotions(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         server = start_mlflow(directory / "m")
