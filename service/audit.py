@@ -34,6 +34,8 @@ MAX_EVENT_BYTES = 16 << 10
 _MAX_TEXT = 512
 _log = structlog.get_logger()
 Event = dict[str, Any]
+ANY = object()
+"""As a filter's value: set, whatever to."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +88,10 @@ class Journal(Protocol):
         """
 
     async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
-        """List events after the sequence *after*, oldest first."""
+        """List events after the sequence *after*, oldest first.
+
+        A filter's value is exact, a list of which one must be it, or `ANY` for whatever is set.
+        """
 
     async def operation_events(self, operation: str) -> list[Event]:
         """List the events of one operation."""

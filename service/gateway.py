@@ -53,6 +53,8 @@ from service.unsettled import Outcome, Pending, Unsettled
 from service.watching import Watch
 
 T = TypeVar("T")
+WOULD_REFUSE = "would_refuse: "
+"""Begins the note of a right that was missing where rights are not enforced."""
 Decide = Callable[[Principal, str, str, str], Decision]
 
 
@@ -503,7 +505,7 @@ class Gateway:
         need = Need("environment:promote", resource("models", change.model, "environments", environment.name))
         assert isinstance(need.resource, str)  # built from parts
         if not self._decide(call.principal, backend.name, need.resource, need.action).allowed:
-            operation.notes.append(f"would_refuse: no policy allows {need.action} on {need.resource}")
+            operation.notes.append(f"{WOULD_REFUSE}no policy allows {need.action} on {need.resource}")
         operation.change = {**(operation.change or {}), "observed": True}
         asked = Asked(change.model, change.version, call.principal)
         await self._promoter.observe(backend, environment, asked, operation)

@@ -237,6 +237,17 @@ async def list_events(
     return s.EventsBody([event for _, event in rows], str(rows[-1][0]) if more else None)
 
 
+@get("/v1/reports/would-refuse", operation_id="reportWouldRefuse", opt={"action": "audit:read"}, tags=["audit"])
+async def would_refuse(
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance], since: When = None, until: When = None
+) -> s.RefusalsBody:
+    """Sum what environments in `observe` and `warn` would have refused, by rule, model and principal."""
+    given = {"since": shapes.seconds(since), "until": shapes.seconds(until)}
+    filters = {name: value for name, value in given.items() if value is not None}
+    rows = await governance.trail.would_refuse(caller, filters)
+    return s.RefusalsBody([s.RefusalBody(**dataclasses.asdict(row)) for row in rows])
+
+
 HANDLERS = (
     list_registries,
     adopt,
@@ -250,4 +261,5 @@ HANDLERS = (
     list_emergencies,
     review_emergency,
     list_events,
+    would_refuse,
 )

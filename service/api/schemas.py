@@ -429,3 +429,22 @@ class EventsBody(Struct):
 
     events: list[dict[str, Any]]
     next_cursor: str | None
+
+
+class RefusalBody(Struct):
+    """What enforcement would have refused: a rule, or a right (`no policy allows …`)."""
+
+    registry: str
+    environment: str
+    rule: str
+    model: str
+    principal: str
+    count: int
+    first: str
+    last: str
+
+
+class RefusalsBody(Struct):
+    """What enforcement would have refused, most often first."""
+
+    would_refuse: list[RefusalBody]

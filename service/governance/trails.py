@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from service.audit import Event
+from service.audit import ANY, Event
 from service.errors import NotFound
+from service.gateway import WOULD_REFUSE
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
 from service.promotion.gate import Environment
+
+MAX_EVENTS = 100_000
+_PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What enforcement would have refused, summed."""
+
+    registry: str
+    environment: str
+    rule: str
+    """The rule, or the action that no policy allows."""
+    model: str
+    principal: str
+    count: int
+    first: str
+    last: str
 
 
 class TrailDesk:
@@ -53,6 +73,29 @@ class TrailDesk:
         scope = {} if len(readable) == len(names) else {"registry": readable}
         return await self._desk.journal.events({**filters, **scope}, after, limit)
 
+    async def would_refuse(self, caller: Caller, filters: Mapping[str, Any]) -> list[Refusal]:
+        """Sum what environments that do not enforce would have refused, by rule, model and principal.
+
+        *filters* are ``since`` and ``until``. Needs ``audit:read``. At most `MAX_EVENTS` events are read, oldest first.
+
+        Raises:
+            Denied: no row allows it. JournalUnavailable.
+        """
+        sums: dict[tuple[str, ...], Refusal] = {}
+        after = 0
+        for _ in range(MAX_EVENTS // _PAGE):
+            page = await self.events(caller, {**filters, "phase": "outcome", "environment": ANY}, after, _PAGE)
+            for sequence, event in page:
+                after = sequence
+                for rule in _would_refuse(event["data"]):
+                    data = event["data"]
+                    who = (data["registry"], data["environment"], rule, str(data["model"]), data["actor"]["subject"])
+                    known = sums.get(who, Refusal(*who, 0, event["time"], event["time"]))
+                    sums[who] = replace(known, count=known.count + 1, last=event["time"])
+            if len(page) < _PAGE:
+                break
+        return sorted(sums.values(), key=lambda item: -item.count)
+
     async def rules(self, digest: str) -> dict[str, Any]:
         """Return rules that judged once, as they were written.
 
@@ -68,6 +111,18 @@ class TrailDesk:
     def environments(self) -> list[tuple[str, Environment]]:
         """List the environments with each registry they are of; they are no secret to those who must satisfy them."""
         return [item for registry in self._desk.gateway.backends for item in self._desk.environments_of(registry)]
+
+
+def _would_refuse(data: Mapping[str, Any]) -> list[str]:
+    """List the rules, and the missing right, for which an operation that was let through would have been refused."""
+    verdict = data["verdict"] or {}
+    rules = [
+        item["rule"]
+        for item in verdict.get("findings", ())
+        if verdict.get("would_refuse") and not item["passed"] and item["severity"] == "block" and not item["waived"]
+    ]
+    rights = [note for note in data["notes"] if note.startswith(WOULD_REFUSE)]
+    return rules + [note.removeprefix(WOULD_REFUSE).split(" on ")[0].strip() for note in rights]
 
 
 def _public(event: Event) -> Event:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection, Engine, Select, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.audit import Event, KnownOperation, OpenOperation, StoredAnswer
+from service.audit import ANY, Event, KnownOperation, OpenOperation, StoredAnswer
 from service.effects import Signed
 from service.errors import JournalUnavailable
 from service.journal import tables as t
@@ -65,6 +65,8 @@ class Reads:
                 query = query.where(t.events.c.time >= value)
             elif name == "until":
                 query = query.where(t.events.c.time < value)
+            elif value is ANY:
+                query = query.where(t.events.c[name].is_not(None))
             elif isinstance(value, list):
                 query = query.where(t.events.c[name].in_(value))
             else:

@@ -77,3 +77,14 @@ async def test_bad_input(running, tmp_path):
         for body in ({"reason": "r", "environment": "nowhere"}, {"reason": "r", "models": "a*b"}):
             assert (await client("POST", ADOPT, body)).status in (400, 404), body
         assert (await client("POST", "/v1/registries/none/adoptions", {"reason": "r"})).status == 404
+
+
+async def test_four_hundred_live_models_are_adopted_by_one_call(running, tmp_path):
+    async with running(environments=environments(tmp_path, TWO_MARKS)) as it:
+        client = Client(it.application.asgi)
+        await estate(it, client, 400)
+        backend = it.application.backends["main"]
+        done = await client("POST", ADOPT, {"reason": "day one"})
+        assert (done.status, len(done.json["adopted"])) == (200, 800)
+        assert await it.application.drift.sweep(backend) == []
+        assert len(await it.application.journal.live()) == 400
