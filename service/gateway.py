@@ -544,8 +544,9 @@ class Gateway:
                 await self.authorize(backend, (need,), operation)
             asked = Asked(call.change.model, item.version, call.principal)
             version = await self._promoter.judge_carried(backend, item.environment, asked, operation)
-            live = await self._promoter.made_live(backend, item.environment, version, operation)
-            follows.append(dataclasses.replace(live, model=name))
+            if item.lives:
+                live = await self._promoter.made_live(backend, item.environment, version, operation)
+                follows.append(dataclasses.replace(live, model=name))
         return follows
 
     async def _forward_change(
@@ -554,7 +555,9 @@ class Gateway:
         assert call.request is not None  # promotions went the other way
         try:
             answer = await backend.forward(call.request, writes=True, trace=call.trace)
-            effects = [*effects_of(call, answer, operation, ended, self.trail.now()), *follows]
+            now = self.trail.now()  # what ends and what begins meet in one moment
+            begun = [dataclasses.replace(e, period=dataclasses.replace(e.period, since=now)) for e in follows]
+            effects = [*effects_of(call, answer, operation, ended, now), *begun]
         except GatewayError as error:
             operation.detail, error.operation = error.detail, operation.id
             operation.status = getattr(error, "status", None)

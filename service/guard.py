@@ -41,6 +41,8 @@ class Carried:
 
     environment: Environment
     version: str
+    lives: bool
+    """It is live there; otherwise it has lesser marks only, which are judged all the same."""
 
 
 class Guard:
@@ -118,16 +120,15 @@ class Guard:
         ]
 
     async def carries(self, backend: Backend, change: Change | None) -> list[Carried]:
-        """List what a rename makes live under the new name."""
+        """List every version that a rename brings a mark of under the new name."""
         if not isinstance(change, ModelRename):
             return []
         model = await backend.get_model(change.model)
         carried = []
         for environment in self.environments.of(backend.name, change.new_name):
             live = live_version(model, environment)
-            marked = [version for mark in environment.marks for version in marked_versions(model, mark)]
-            if live is not None or marked:  # a lesser mark without the first one is a mark all the same
-                carried.append(Carried(environment, live or marked[0]))
+            marked = dict.fromkeys(version for mark in environment.marks for version in marked_versions(model, mark))
+            carried += [Carried(environment, version, version == live) for version in marked]
         return carried
 
     def _marked(self, registry: str, model: str, kind: str, value: str) -> Environment | None:
