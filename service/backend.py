@@ -30,6 +30,9 @@ class Backend(Protocol):
     def list_models(self) -> AsyncIterator[RegisteredModel]:
         """Yield every registered model with its aliases and stages."""
 
+    async def names_like(self, prefix: str, limit: int) -> list[str] | None:
+        """List the names of models that begin with *prefix* (``_`` matches any letter); None if more than *limit*."""
+
     async def get_version(self, model: str, version: str) -> ModelVersion:
         """Get a model version."""
 

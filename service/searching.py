@@ -10,8 +10,9 @@ import asyncio
 import dataclasses
 import hashlib
 import re
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -32,9 +33,12 @@ _MAX_FETCH_ROWS = 1_000
 _MAX_DENSITIES = 10_000
 _MAX_CONDITION = 4_000
 """Characters of the names in a pushed list."""
+_MAX_PREFIXES, _MAX_LISTED, _TOO_MANY_SECONDS = 8, 200, 30.0
 _MAX_EXPERIMENTS = 1_000
 _MAX_TRACES = 1_000
 _AT_ONCE = 8
+_LISTED = re.compile(r"[\w.@ +-]*")
+"""The same for whole names, which are compared and not matched."""
 _PUSHED = re.compile(r"[\w.@ +-]*", re.ASCII)
 """What may stand in a pushed filter: nothing that quotes, escapes or ends it."""
 
@@ -59,12 +63,17 @@ _LIMITS = {
 class Searches:
     """Carries searches out."""
 
-    def __init__(self, ownership: Ownership, scopes: Scopes, tokens: PageTokens) -> None:
+    def __init__(
+        self, ownership: Ownership, scopes: Scopes, tokens: PageTokens, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Find experiments through *ownership*; *scopes* says what is worth asking for."""
         self._ownership = ownership
         self._scopes = scopes
         self._tokens = tokens
         self._gates: dict[str, asyncio.Semaphore] = {}
+        self._clock = clock
+        self._too_many: dict[tuple[str, str], float] = {}
+        """Principals whose prefixes meant too many names to list, and until when that is believed."""
         self._densities: OrderedDict[tuple[str, str, str], float] = OrderedDict()
         """The readable share of the rows that a principal's last search met: how much to ask for at once."""
 
@@ -97,13 +106,43 @@ class Searches:
                 probe = dataclasses.replace(request, message={**message, "max_results": 1})
                 await backend.forward(probe, writes=False, trace=call.trace)
             return Answer.of({})
-        condition = _condition(scope, lists=kind == "models")
         state = self._tokens.read(call, token) if token else None
-        if state is not None and state[0] != _digest(condition):
+        bound = _digest([sorted(scope.names), sorted(scope.prefixes)])
+        if state is not None and state[0] != bound:
             raise InvalidRequest(_MOVED)
+        listed = await self._listed(backend, call, scope, state) if kind == "models" else ""
+        condition = listed or _condition(scope, lists=kind == "models")
         density = self._densities.get((call.principal.subject, backend.name, listing.items), 1.0)
         first = wanted if density >= 1 else round(wanted / density * 1.1)
-        return await self._collect(call, _Pages(backend, call, request, condition, state, first), wanted, may)
+        return await self._collect(
+            call, _Pages(backend, call, request, _Narrowed(condition, bound, bool(listed)), state, first), wanted, may
+        )
+
+    async def _listed(self, backend: Backend, call: Call, scope: Scope, state: list[Any] | None) -> str:
+        """Return a list of all names that several prefixes mean; nothing where one condition says it, or too many.
+
+        MLflow's filter knows no OR. What a first page was narrowed by, its followers are too: their offsets count it.
+        """
+        if state is not None and not state[-1]:
+            return ""
+        key = (call.principal.subject, backend.name)
+        several = len(scope.prefixes) + bool(scope.names) > 1 and scope.prefixes
+        usual = all(_PUSHED.fullmatch(item) and item for item in scope.prefixes)
+        if not several or not usual or len(scope.prefixes) > _MAX_PREFIXES:
+            return ""
+        if state is None and self._too_many.get(key, 0.0) > self._clock():
+            return ""
+        found = await asyncio.gather(*(backend.names_like(item, _MAX_LISTED) for item in sorted(scope.prefixes)))
+        names = {*scope.names, *(name for items in found for name in items or ())}
+        text = _names(names)
+        if None in found or len(text) > _MAX_CONDITION or not all(_LISTED.fullmatch(name) for name in names):
+            if state is not None:
+                raise InvalidRequest(_MOVED)
+            if len(self._too_many) > _MAX_DENSITIES:
+                self._too_many.clear()
+            self._too_many[key] = self._clock() + _TOO_MANY_SECONDS
+            return ""
+        return f"name IN ({text})" if names else "name = ''"
 
     async def _collect(self, call: Call, walk: _Pages, wanted: int, may: May) -> Answer:
         listing = call.listing
@@ -193,19 +232,29 @@ class Searches:
 Row = tuple[int, dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Narrowed:
+    condition: str
+    bound: str
+    """Names what the caller may read at most: a page token is for that."""
+    listed: bool
+    """The condition lists the names there were."""
+
+
 class _Pages:
     """Walks the registry's own pages, narrowed by a condition on names where there is one."""
 
     def __init__(
-        self, backend: Backend, call: Call, request: Request, condition: str, state: list[Any] | None, wanted: int
+        self, backend: Backend, call: Call, request: Request, narrowed: _Narrowed, state: list[Any] | None, wanted: int
     ) -> None:
         self._backend, self._call, self._request = backend, call, request
-        self._computed = self._condition = condition
+        self._narrowed = narrowed
+        self._condition = narrowed.condition
         self._next, self._skip, self._size = "", 0, wanted + 1  # one more tells whether there is a next page
         if state is not None:
-            _, self._next, self._skip, size, widened = state
+            _, self._next, self._skip, size, widened, _ = state
             self._size = size if self._skip else self._size
-            self._condition = "" if widened else condition
+            self._condition = "" if widened else narrowed.condition
         self._size = min(self._size, _MAX_FETCH_ROWS)
         self._at = ""
         self._started = False
@@ -247,15 +296,16 @@ class _Pages:
 
     def state_at(self, index: int) -> list[Any]:
         """Say where the row *index* of the present page is."""
-        return [_digest(self._computed), self._at, index, self._size, self._widened]
+        return [self._narrowed.bound, self._at, index, self._size, *self._how]
 
     def state_after(self) -> list[Any] | None:
         """Say where the page after the present one begins; None after the last."""
-        return [_digest(self._computed), self._next, 0, self._size, self._widened] if self._next else None
+        return [self._narrowed.bound, self._next, 0, self._size, *self._how] if self._next else None
 
     @property
-    def _widened(self) -> bool:
-        return self._condition != self._computed
+    def _how(self) -> tuple[bool, bool]:
+        """Whether the registry refused the condition, and whether it lists names."""
+        return self._condition != self._narrowed.condition, self._narrowed.listed
 
 
 def _digest(condition: object) -> str:
@@ -275,13 +325,17 @@ def _rows(request: Request, limits: _Limits) -> int:
     return wanted
 
 
+def _names(names: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
+
+
 def _condition(scope: Scope, *, lists: bool) -> str:
     """Return a condition on names that all readable ones meet; nothing where it would say too little.
 
     *lists* says whether the registry's filter knows ``IN``. ``_`` and ``%`` of a name match themselves and more.
     """
-    if not scope.prefixes and all(_PUSHED.fullmatch(name) for name in scope.names):
-        names = ", ".join(f"'{name}'" for name in sorted(scope.names))
+    if not scope.prefixes and all(_LISTED.fullmatch(name) for name in scope.names):
+        names = _names(scope.names)
         if len(scope.names) == 1:
             return f"name = {names}"
         if lists and len(names) <= _MAX_CONDITION:

@@ -103,6 +103,19 @@ class MlflowBackend:
         return [_model(item) for item in answer.get("registered_models", ())], str(answer.get("next_page_token", ""))
 
     @_reads
+    async def names_like(self, prefix: str, limit: int) -> list[str] | None:
+        """List the names of models that begin with *prefix*."""
+        found = await self._get(
+            _REGISTRY,
+            "searchRegisteredModels",
+            "registered-models/search",
+            filter=f"name LIKE '{prefix}%'",
+            max_results=limit + 1,
+        )
+        names = [str(item["name"]) for item in found.get("registered_models", ())]
+        return names if len(names) <= limit else None
+
+    @_reads
     async def get_version(self, model: str, version: str) -> ModelVersion:
         """Get a model version."""
         answer = await self._get(_REGISTRY, "getModelVersion", "model-versions/get", name=model, version=version)

@@ -239,3 +239,33 @@ async def test_pages_go_on_where_the_registry_knows_no_such_condition(running, t
         )
         assert [row["name"] for row in found] == [f"team-a-{index}" for index in range(6)]
         assert full(pages) == [2, 2] or full(pages) == [2, 2, 2]
+
+
+async def test_several_prefixes_cost_a_few_searches_and_pages_stay_whole(running, tmp_path):
+    rows = [f"p, user:scientist, main, models/{prefix}-*, model:read, allow" for prefix in ("aa", "zz")]
+    rows.append("p, user:scientist, main, models/m%C3%A4, model:read, allow")
+    async with running(access=access(tmp_path, *rows)) as it:
+        admin = Client(it.application.asgi)
+        names = [f"aa-{index}" for index in range(3)] + ["mä"] + [f"zz-{index}" for index in range(4)]
+        for name in (*names, *(f"m-{index}" for index in range(300))):
+            await admin.rpc("POST", "registered-models/create", name=name)
+        scientist, send, asked = admin.be("user:scientist"), it.memory.send, []
+
+        async def counting(request, **keywords):
+            asked.append(request.message)
+            return await send(request, **keywords)
+
+        it.memory.send = counting
+        found, pages = await walk(scientist, "registered-models/search", "registered_models", max_results=3)
+        assert [row["name"] for row in found] == sorted(names)
+        assert full(pages)[:2] == [3, 3]
+        assert len(asked) <= 3 * (len(pages) + 1)
+        first = await scientist.rpc("GET", "registered-models/search", max_results=3)
+        for index in range(250):  # more than is listed: the followers of a listed page cannot go on
+            await admin.rpc("POST", "registered-models/create", name=f"zz-more-{index}")
+        moved = await scientist.rpc(
+            "GET", "registered-models/search", max_results=3, page_token=first.json["next_page_token"]
+        )
+        assert moved.status == 400
+        found, _ = await walk(scientist, "registered-models/search", "registered_models", max_results=100)
+        assert len(found) == 258
