@@ -260,6 +260,9 @@ class Gateway:
     async def _carry_out_or_join(
         self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
     ) -> Answer:
+        pending = self.unsettled.get(operation.digest)
+        if pending is not None:  # who comes while it is unsettled gets its outcome, however long a lock takes
+            return await self._join(pending, backend, call, environment, operation)
         async with self._changes.lock(backend.name, _lock_names(call, operation)):
             pending = self.unsettled.get(operation.digest)
             if pending is None:
