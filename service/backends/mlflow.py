@@ -21,7 +21,7 @@ _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _REGISTRY = "ModelRegistryService"
 _TRACKING = "MlflowService"
-_PAGE = 1000
+_MODELS_PAGE = 1_000
 _MAX_LINE, _MAX_LINES = 300, 1_000
 _MAX_MLMODEL_BYTES = 1 << 20
 _MODEL_ID = re.compile(r"m-[A-Za-z0-9]{1,64}")
@@ -98,7 +98,7 @@ class MlflowBackend:
     async def _page_of_models(self, token: str) -> tuple[list[RegisteredModel], str]:
         more = {"page_token": token} if token else {}
         answer = await self._get(
-            _REGISTRY, "searchRegisteredModels", "registered-models/search", max_results=_PAGE, **more
+            _REGISTRY, "searchRegisteredModels", "registered-models/search", max_results=_MODELS_PAGE, **more
         )
         return [_model(item) for item in answer.get("registered_models", ())], str(answer.get("next_page_token", ""))
 

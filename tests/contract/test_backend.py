@@ -217,3 +217,15 @@ async def test_an_experiments_contents(backend):
 
 async def test_it_answers_a_ping(backend):
     await backend.ping()
+
+
+async def test_every_model_is_listed_with_its_marks(backend):
+    name = await create(backend)
+    await backend.set_alias(name, "champion", "1")
+    await backend.set_stage(name, "1", "Production")
+    found = {model.name: model async for model in backend.list_models()}[name]
+    one = await backend.get_model(name)
+    assert (dict(found.aliases), dict(found.stages)) == (dict(one.aliases), dict(one.stages))
+    assert dict(found.aliases) == {"champion": "1"}
+    assert await backend.names_like(name[:-1], 10) == [name]
+    assert await backend.names_like("", 0) is None
