@@ -165,7 +165,11 @@ class Tally:
         elif await self._trail.journal.operation_events(self._unwritten[0]):
             self._unwritten = None  # it was stored although nothing said so
             return
-        await self._trail.summed(self._unwritten[1])
+        try:
+            await self._trail.summed(self._unwritten[1])
+        except JournalUnavailable:  # or an earlier try came to its end meanwhile: nothing is stored twice
+            if not await self._trail.journal.operation_events(self._unwritten[0]):
+                raise
         self._unwritten = None
 
     async def _write_forever(self) -> None:

@@ -154,8 +154,7 @@ async def test_a_batch_that_was_stored_without_an_answer_is_not_stored_twice(run
             raise tally.JournalUnavailable(message)
 
         trail.summed = stored_but_late
-        with pytest.raises(tally.JournalUnavailable):
-            await it.application.gateway.tally.flush()
+        await it.application.gateway.tally.flush()  # it looks, and finds them
         trail.summed = store
         await create_run(client)
         for _ in range(2):
