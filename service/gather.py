@@ -73,7 +73,11 @@ class Gatherer:
             reason=question.reason,
             now=now,
             artifact_digest=digest,
-            incumbent_binding=incumbent.binding if incumbent is not None else "",
+            incumbent_binding=incumbent.binding
+            if incumbent is not None
+            else ""
+            if environment.needs_incumbent
+            else None,
             requests=tuple(item for item in records.requests if item.state == "open" and item.expires > now),
             quarantine=records.quarantine.reason if records.quarantine else None,
             change=question.change,
@@ -135,12 +139,12 @@ class Gatherer:
         """Fetch what the registry has; the records are added by who asks."""
         run: Run | None
         run, mlmodel, size, requirements = await asyncio.gather(
-            _run(backend, version, origin) if Source.RUN in sources else _nothing(None),
-            backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else _nothing(None),
-            size_of(backend, origin) if Source.SIZE in sources and origin is not None else _nothing(None),
+            _run(backend, version, origin) if Source.RUN in sources else nothing(None),
+            backend.get_mlmodel(version.model, version.version) if Source.FILES in sources else nothing(None),
+            size_of(backend, origin) if Source.SIZE in sources and origin is not None else nothing(None),
             backend.get_requirements(version.model, version.version)
             if Source.REQUIREMENTS in sources
-            else _nothing(None),
+            else nothing(None),
         )
         return VersionFacts(version, run, mlmodel, size=size, requirements=requirements)
 
@@ -170,5 +174,6 @@ async def digest_of(backend: Backend, origin: Origin | None) -> str | None:
         return None
 
 
-async def _nothing(value: T) -> T:
+async def nothing(value: T) -> T:
+    """Stand in for a fact that nobody needs."""
     return value

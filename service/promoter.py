@@ -15,7 +15,7 @@ from service.audit import Operation, Trail
 from service.backend import Backend
 from service.effects import Archived, Effect, MadeLive, Owed, RequestEnded, TakenDown
 from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
-from service.gather import Gatherer, Question
+from service.gather import Gatherer, Question, nothing
 from service.guard import live_version
 from service.marking import Marking, made_live, missing_marks, staged, write_marks
 from service.model import Principal, PromotionResult, Verdict
@@ -86,22 +86,26 @@ class Promoter:
             backend.get_version(asked.model, asked.version), backend.get_model(asked.model)
         )
         live = live_version(model, environment)
-        incumbent = await self._incumbent(backend, candidate, live)
+        needs_origin = environment.needs_origin or asked.purpose is not Purpose.PROMOTION
+        judging = environment.judging(asked.purpose)
+        looks = judging.needs_incumbent or asked.if_match is not None
+        incumbent, origin = await asyncio.gather(
+            self._incumbent(backend, candidate, live) if looks else nothing(None),
+            find_origin(backend, candidate) if needs_origin else nothing(None),
+        )
         wanted = asked.if_match
         if wanted is not None and (wanted != etag(incumbent) if wanted != "*" else incumbent is None):
             message = f"What is live in {environment.name!r} is not what If-Match names; nothing was written."
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
-        needs_origin = environment.needs_origin or asked.purpose is not Purpose.PROMOTION
-        origin = await find_origin(backend, candidate) if needs_origin else None
         sealed: AbstractContextManager[None] = contextlib.nullcontext()
         if not asked.dry_run:  # to look is no reason to keep anybody from writing
             sealed = self._seals.provisional(
                 backend.name, asked.model, environment, asked.version, behind(candidate, origin)
             )
         with sealed:
-            verdict, facts = await self._judge(backend, environment, candidate, incumbent, asked, origin)
+            verdict, facts = await self._judge(backend, judging, candidate, incumbent, asked, origin)
             operation.verdict = verdict
             marks = missing_marks(self._environments, backend.name, model, candidate, environment)
             here = (item for item in facts.requests if item.environment == environment.name)
@@ -171,13 +175,12 @@ class Promoter:
         asked: Asked,
         origin: Origin | None,
     ) -> tuple[Verdict, Facts]:
-        if asked.purpose is Purpose.ROLLBACK:
-            environment = environment.for_rollback()
-        elif asked.purpose is Purpose.EMERGENCY:
-            environment = environment.for_emergency()
         question = Question(asked.principal, asked.reason, asked.change)
         facts = await self._gatherer.facts(backend, environment, candidate, incumbent, question, origin)
-        verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
+        if environment.rules:  # each may take milliseconds, and others are served in between
+            verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
+        else:
+            verdict = environment.judge(facts, backend.name)
         if not asked.dry_run and verdict.rules_digest not in self._archived:
             kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
             await self._trail.keep(kept)

@@ -212,7 +212,7 @@ class Debt:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecords:
-    """All that is recorded of one version, and what was live when in the environments of its model."""
+    """All that is recorded of one version."""
 
     creation: Creation | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -220,7 +220,7 @@ class VersionRecords:
     approvals: tuple[Approval, ...] = ()
     """Oldest first, revoked ones too."""
     periods: tuple[LivePeriod, ...] = ()
-    """Of every version of the model, oldest first."""
+    """The first one in each environment it has been live in, drift left out; oldest first."""
     quarantine: Quarantine | None = None
     requests: tuple[PromotionRequest, ...] = ()
     """Those that were not cancelled."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Select, select
+from sqlalchemy import Engine, Select, bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import ANY, Event, KnownOperation, OpenOperation, StoredAnswer
@@ -27,7 +28,45 @@ from service.records import (
 )
 
 _MAX_REQUESTS = 1000
+_READERS = 4
 _log = structlog.get_logger()
+
+
+def _of(columns: Any) -> tuple[Any, ...]:
+    """Give the condition that names one version, by parameters."""
+    return (
+        columns.registry == bindparam("registry"),
+        columns.model == bindparam("model"),
+        columns.binding == bindparam("binding"),
+    )
+
+
+_PERIODS = (
+    select(t.periods)
+    .where(t.periods.c.registry == bindparam("registry"), t.periods.c.model == bindparam("model"))
+    .order_by(t.periods.c.since, t.periods.c.id)
+)
+_FIRST = (
+    select(func.min(t.periods.c.id))
+    .where(*_of(t.periods.c), t.periods.c.kind != "drift")
+    .group_by(t.periods.c.environment)
+)
+"""Of each environment, the period in which a version was live there first."""
+# Built once: a statement costs more to build than to run.
+_RECORDS = (
+    select(t.creations).where(*_of(t.creations.c)),
+    select(t.evidence.c.body).where(*_of(t.evidence.c)).order_by(t.evidence.c.number),
+    select(t.approvals.c.body, t.approvals.c.revoked_at).where(*_of(t.approvals.c)).order_by(t.approvals.c.number),
+    select(t.periods).where(t.periods.c.id.in_(_FIRST)).order_by(t.periods.c.since, t.periods.c.id),
+    select(t.quarantines)
+    .where(*_of(t.quarantines.c), t.quarantines.c.lifted_at.is_(None))
+    .order_by(t.quarantines.c.at),
+    select(t.requests)
+    .where(*_of(t.requests.c), t.requests.c.state != "cancelled")
+    .order_by(t.requests.c.at)
+    .limit(_MAX_REQUESTS),
+)
+"""Creation, evidence, approvals, where it was live first, quarantine and requests of one version."""
 
 
 class Reads:
@@ -37,21 +76,23 @@ class Reads:
         """Read through *engine*."""
         self._engine = engine
         self._deadline = deadline_seconds
+        # Threads of their own: who hashes files does not keep a promotion waiting.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="journal-read")
 
-    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
-        (rows,) = await self._all([query])
+    async def _rows(self, query: Select[Any], **parameters: str) -> Sequence[Any]:
+        (rows,) = await self._all([query], parameters)
         return rows
 
-    async def _all(self, queries: Sequence[Select[Any]]) -> list[Sequence[Any]]:
+    async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str]) -> list[Sequence[Any]]:
         """Run *queries* in one transaction: they see one state."""
 
         def work() -> list[Sequence[Any]]:
             with self._engine.connect() as connection:
-                return [_read(connection, query) for query in queries]
+                return [connection.execute(query, parameters).all() for query in queries]
 
         try:
             async with asyncio.timeout(self._deadline):
-                return await asyncio.to_thread(work)
+                return await asyncio.get_running_loop().run_in_executor(self._readers, work)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.error("journal read failed", problem=type(error).__name__)
             message = "The journal cannot be read."
@@ -104,23 +145,8 @@ class Reads:
 
     async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
         """Get all that is recorded of one version."""
-        c, e, a, p, q, r = (
-            table.c for table in (t.creations, t.evidence, t.approvals, t.periods, t.quarantines, t.requests)
-        )
-
-        def of(columns: Any) -> tuple[Any, ...]:
-            return columns.registry == registry, columns.model == model, columns.binding == binding
-
-        creations, evidence, approvals, periods, quarantines, requests = await self._all(
-            [
-                select(t.creations).where(*of(c)),
-                select(e.body).where(*of(e)).order_by(e.number),
-                select(a.body, a.revoked_at).where(*of(a)).order_by(a.number),
-                select(t.periods).where(p.registry == registry, p.model == model).order_by(p.since, p.id),
-                select(t.quarantines).where(*of(q), q.lifted_at.is_(None)).order_by(q.at),
-                select(t.requests).where(*of(r), r.state != "cancelled").order_by(r.at).limit(_MAX_REQUESTS),
-            ]
-        )
+        names = {"registry": registry, "model": model, "binding": binding}
+        creations, evidence, approvals, periods, quarantines, requests = await self._all(_RECORDS, names)
         return VersionRecords(
             creation=_creation(creations[0]) if creations else None,
             evidence=tuple(_evidence(row) for row in evidence),
@@ -141,10 +167,7 @@ class Reads:
 
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
         """List what was live when, oldest first."""
-        c = t.periods.c
-        rows = await self._rows(
-            select(t.periods).where(c.registry == registry, c.model == model).order_by(c.since, c.id)
-        )
+        rows = await self._rows(_PERIODS, registry=registry, model=model)
         return [_period(row) for row in rows]
 
     async def live(self) -> list[tuple[str, str, LivePeriod]]:
@@ -191,10 +214,6 @@ class Reads:
         query = select(t.requests).order_by(c.at).limit(_MAX_REQUESTS)
         query = query.where(c.state == "open") if request_id is None else query.where(c.id == request_id)
         return [(row.registry, row.model, _request(row)) for row in await self._rows(query)]
-
-
-def _read(connection: Connection, query: Select[Any]) -> Sequence[Any]:
-    return connection.execute(query).all()
 
 
 def _values(row: Any, *without: str) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class SqlJournal(Reads):
                 await self._writer
         await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
         self._thread.shutdown()
+        self._readers.shutdown()
         self._engine.dispose()
 
     async def append(

@@ -41,6 +41,13 @@ _SETTLE = (
     .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(("open", "unknown")))
     .values(state=bindparam("new_state"))
 )
+_INSERT_PERIOD = insert(t.periods)
+_END = update(t.periods).where(
+    t.periods.c.registry == bindparam("in_registry"),
+    t.periods.c.model == bindparam("of_model"),
+    t.periods.c.until.is_(None),
+)
+_END_ONE = _END.where(t.periods.c.environment == bindparam("in_environment")).values(until=bindparam("at"))
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
 
@@ -98,7 +105,7 @@ def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, An
 def _apply(connection: Connection, effect: f.Effect) -> None:
     match effect:
         case f.Opened():
-            connection.execute(insert(t.operations), _opened(effect))
+            connection.execute(_INSERT_OPERATION, _opened(effect))
         case f.Settled():
             connection.execute(_SETTLE, {"operation": effect.operation, "new_state": effect.state})
         case f.Registered():
@@ -107,7 +114,7 @@ def _apply(connection: Connection, effect: f.Effect) -> None:
         case f.MadeLive():
             _end(connection, effect.registry, effect.model, (effect.period.environment,), effect.period.since)
             row = dataclasses.asdict(effect.period)
-            connection.execute(insert(t.periods), {**row, "registry": effect.registry, "model": effect.model})
+            connection.execute(_INSERT_PERIOD, {**row, "registry": effect.registry, "model": effect.model})
         case f.TakenDown():
             _end(connection, effect.registry, effect.model, effect.environments, effect.at)
         case f.Renamed():
@@ -211,8 +218,9 @@ def _insert_body(
 
 
 def _end(connection: Connection, registry: str, model: str, environments: tuple[str, ...], at: float) -> None:
-    c = t.periods.c
-    query = update(t.periods).where(c.registry == registry, c.model == model, c.until.is_(None))
-    if environments:
-        query = query.where(c.environment.in_(environments))
-    connection.execute(query.values(until=at))
+    """End what is live in *environments*; in all of the model's, if none is named."""
+    here = {"in_registry": registry, "of_model": model}
+    if not environments:
+        connection.execute(_END.values(until=at), here)
+    for name in environments:
+        connection.execute(_END_ONE, {**here, "in_environment": name, "at": at})

@@ -9,7 +9,8 @@ from enum import Enum
 from typing import Any
 
 from service.model import Principal
-from service.promotion.expression import OPEN, Environment, Path
+from service.promotion.expression import OPEN, Environment
+from service.promotion.syntax import Path
 from service.records import Approval, Creation, Evidence, LivePeriod, ModelVersion, PromotionRequest, Run
 
 

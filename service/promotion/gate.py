@@ -10,14 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from service.model import Finding, Verdict
 from service.promotion.approving import Judged, Quorum, Seen, concerned_in, judge_approvals, missing_of
-from service.promotion.expression import Expression, Path, cel_values, dotted, resolve
-from service.promotion.facts import Facts, Source, is_self_reported, newest_evidence, sources_of
+from service.promotion.expression import Expression
+from service.promotion.facts import LANGUAGE, Facts, Source, is_self_reported, newest_evidence, sources_of
+from service.promotion.needs import resolve
 from service.promotion.proof import key_id
 from service.promotion.schedule import AllowedTimes, Freeze
+from service.promotion.syntax import Path, dotted
 from service.records import Evidence
 from service.strict import folded
 
@@ -85,7 +88,7 @@ class Override:
     rules: tuple[Rule, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what is derived from it is kept
 class Environment:
     """One environment of the models it covers, how it is marked, and what guards it."""
 
@@ -126,24 +129,38 @@ class Environment:
 
     def of_model(self, model: str) -> Environment:
         """Return it as *model* has it: with the rules that only some models have."""
-        more = tuple(rule for item in self.overrides if matches(item.models, model) for rule in item.rules)
-        return dataclasses.replace(self, rules=(*self.rules, *more), overrides=()) if more else self
+        found = tuple(item for item in self.overrides if matches(item.models, model))
+        return self._overridden(found) if found else self
 
-    def for_rollback(self) -> Environment:
-        """Return it as a rollback is judged: by its own rules."""
-        return dataclasses.replace(
-            self,
-            rules=self.rollback_rules,
-            purpose=Purpose.ROLLBACK,
-            after=None,
-            quorums=(),
-            allowed_times=(),
-            freezes=(),
-        )
+    def _overridden(self, overrides: tuple[Override, ...]) -> Environment:
+        """Return it with the rules of *overrides*; the same object for the same ones, as its digest is kept in it."""
+        kept = self._variants.get(overrides)
+        if kept is None:
+            more = tuple(rule for item in overrides for rule in item.rules)
+            kept = dataclasses.replace(self, rules=(*self.rules, *more), overrides=())
+            self._variants[overrides] = kept
+        return kept
 
-    def for_emergency(self) -> Environment:
-        """Return it as an emergency is judged: by the same rules, of which waivable ones are passed."""
-        return dataclasses.replace(self, purpose=Purpose.EMERGENCY)
+    @cached_property
+    def _variants(self) -> dict[tuple[Override, ...], Environment]:
+        return {}
+
+    def judging(self, purpose: Purpose) -> Environment:
+        """Return it as a version is judged for *purpose*.
+
+        A rollback has its own rules; an emergency has the same ones, of which waivable ones are passed.
+        """
+        if purpose is Purpose.ROLLBACK:
+            return dataclasses.replace(
+                self,
+                rules=self.rollback_rules,
+                purpose=purpose,
+                after=None,
+                quorums=(),
+                allowed_times=(),
+                freezes=(),
+            )
+        return self if purpose is self.purpose else dataclasses.replace(self, purpose=purpose)
 
     def marked_by(self, kind: str, value: str) -> bool:
         """Tell whether *value* of *kind* marks this environment."""
@@ -197,7 +214,7 @@ class Environment:
     def _paths(self) -> Iterator[Path]:
         return (path for rule in self.rules for path in rule.require.paths)
 
-    @property
+    @cached_property
     def rules_digest(self) -> str:
         """Name what is asked: an approval given under other rules is stale. Formatting and comments do not count."""
         return hashlib.sha256(json.dumps(self._asked(texts=False), sort_keys=True).encode()).hexdigest()
@@ -246,6 +263,11 @@ class Environment:
         needs = self.sources("candidate") & {Source.RUN, Source.DIGEST, Source.SIZE}
         return self.seals or self.reads_records or bool(needs)
 
+    @property
+    def needs_incumbent(self) -> bool:
+        """Whether it matters what is live: rules name it, or approvals count that are bound to it."""
+        return self.names("incumbent") or self.names("approvals") or bool(self.quorums)
+
     def names(self, variable: str, *fields: str) -> bool:
         """Tell whether any rule names *variable*, or these fields of it."""
         return any(path[: len(fields) + 1] == (variable, *fields) for path in self._paths())
@@ -267,8 +289,8 @@ class Environment:
 
     def judge_rules(self, document: Mapping[str, Any]) -> list[Finding]:
         """Give the finding of each rule over *document*, the rules' variables; a dry test of rules needs no more."""
-        values = cel_values(document) if self.rules else {}
-        return [_find(rule, document, values) for rule in self.rules]
+        activation = LANGUAGE.activation(document) if self.rules else None
+        return [_find(rule, document, activation) for rule in self.rules]
 
     def counting(self, facts: Facts) -> list[Evidence]:
         """List the evidence that counts: the newest of each kind, if it is about these files and meets its terms."""
@@ -363,16 +385,15 @@ def _rollback(facts: Facts, environment: str) -> Iterator[Finding]:
     yield Finding("was-live-before", been, because)
 
 
-def _find(rule: Rule, document: Mapping[str, Any], values: Mapping[str, Any]) -> Finding:
-    outcome = rule.require.evaluate(document, values)
-    paths = {dotted(path): path for path in rule.require.paths}
-    facts = {".".join(str(part) for part in path): _shown(path, document) for path in paths.values()}
+def _find(rule: Rule, document: Mapping[str, Any], activation: Any) -> Finding:
+    outcome = rule.require.evaluate(document, activation)
+    facts = {".".join(str(part) for part in path): _shown(path, document) for path in rule.require.paths}
     because = rule.because
     if outcome.missing:
         because = f"{rule.because} (missing: {', '.join(outcome.missing)})"
     elif outcome.problem:
         because = f"{rule.because} (could not be evaluated: {outcome.problem})"
-    reported = tuple(name for name, path in paths.items() if is_self_reported(path))
+    reported = tuple(dotted(path) for path in rule.require.paths if is_self_reported(path))
     return Finding(
         rule.name, outcome.value is True, because, outcome.missing, facts, rule.severity, self_reported=reported
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from service.errors import BadConfiguration
@@ -92,7 +94,7 @@ async def test_the_verdict_says_which_approval_is_stale_and_why(running, tmp_pat
             it.memory.artifacts[f"/api/2.0/mlflow-artifacts/artifacts/{path}"] = b"made beside the gateway"
         else:
             environment = it.application.environments.all[0]
-            object.__setattr__(environment, "review_needed", True)
+            it.application.environments.all = (dataclasses.replace(environment, review_needed=True),)
         verdict = (await promote(client, version, dry_run=True)).json["verdict"]
         assert verdict["stale_approvals"] == [{"by": "user:lead", "because": because}]
         assert verdict["allowed"] is False

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.promotion.expression import MAX_CHARACTERS, OPEN, Environment, ExpressionError, Outcome, resolve
+from service.promotion.expression import MAX_CHARACTERS, OPEN, Environment, ExpressionError, Outcome
+from service.promotion.needs import resolve
 
 LANGUAGE = Environment(
     {
