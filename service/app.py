@@ -25,6 +25,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from service import errors as e
+from service.access import Access
 from service.api import environments as environment_routes
 from service.api import health as health_routes
 from service.api import records as record_routes
@@ -115,15 +116,16 @@ class Application:
         self.changes = Changes(settings.lock_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
+        sources = {name: registry.sources for name, registry in registries.items()}
+        access = Access(self.authorizer.decide, ownership, sources, self.trail)
         seals = Seals(ownership, self.environments, self.trail.now)
         watch = Watch()
         promoter = Promoter(self.environments, gatherer, self.trail, seals)
         self.gateway = Gateway(
             backends=self.backends,
-            decide=self.authorizer.decide,
+            access=access,
             guard=Guard(self.environments),
             promoter=promoter,
-            ownership=ownership,
             seals=seals,
             watch=watch,
             spelling=Spelling(),
@@ -131,7 +133,6 @@ class Application:
             tally=Tally(self.trail, settings.audit.sum_seconds),
             trail=self.trail,
             changes=self.changes,
-            sources={name: registry.sources for name, registry in registries.items()},
             join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )

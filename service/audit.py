@@ -108,8 +108,8 @@ class Journal(Protocol):
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
         """List what was live when, in every environment of a model, oldest first."""
 
-    async def verdicts(self, operations: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """Map those of *operations* that were judged to the verdict in their last event."""
+    async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
+        """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
 
     async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
         """Return what is kept by *digest*: ``rules`` or a ``review``."""
@@ -166,6 +166,8 @@ class Operation:
     started: float
     decision: Decision = dataclasses.field(default_factory=Decision)
     verdict: Verdict | None = None
+    verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)
+    """By environment, where one change is judged for several: a rename."""
     environment: str | None = None
     model: str | None = None
     version: str | None = None
@@ -229,6 +231,7 @@ class Operation:
             "environment": self.environment,
             "decision": dataclasses.asdict(self.decision),
             "verdict": self.verdict.document() if self.verdict else None,
+            "verdicts": {name: item.document() for name, item in self.verdicts.items()},
             "before": self.before,
             "after": self.after,
             "change": self.change,
@@ -282,11 +285,15 @@ def canonical_json(document: Any) -> bytes:
 
 
 def _without_facts(data: Any) -> Any:
-    verdict = data.get("verdict")
-    if verdict:
-        findings = [{**finding, "facts": {}} for finding in verdict["findings"]]
-        data = {**data, "verdict": {**verdict, "findings": findings}}
-    return data
+    def bare(verdict: Any) -> Any:
+        return verdict and {**verdict, "findings": [{**item, "facts": {}} for item in verdict["findings"]]}
+
+    return _with_verdicts(data, bare)
+
+
+def _with_verdicts(data: Any, change: Callable[[Any], Any]) -> Any:
+    verdicts = {name: change(verdict) for name, verdict in data.get("verdicts", {}).items()}
+    return {**data, "verdict": change(data.get("verdict")), "verdicts": verdicts}
 
 
 def _with_short_texts(value: Any) -> Any:
@@ -309,15 +316,18 @@ def _cut(text: str, limit: int = _MAX_TEXT) -> str:
 
 def _core(data: Any) -> Any:
     """Keep what every event must say, within any bound: lists shrink to their first items, facts are gone."""
-    verdict = data.get("verdict")
-    findings = [
-        {**finding, "because": _cut(finding["because"], 150), "missing": [_cut(m, 60) for m in finding["missing"][:3]]}
-        for finding in (verdict or {}).get("findings", ())[:20]
-    ]
+
+    def core(verdict: Any) -> Any:
+        findings = [
+            {**item, "because": _cut(item["because"], 150), "missing": [_cut(m, 60) for m in item["missing"][:3]]}
+            for item in (verdict or {}).get("findings", ())[:20]
+        ]
+        return verdict and {**verdict, "findings": findings}
+
     return {
-        **data,
+        **_with_verdicts(data, core),
+        "verdicts": {},
         "actor": {**data["actor"], "groups": list(data["actor"].get("groups", ()))[:5]},
-        "verdict": verdict and {**verdict, "findings": findings},
         "notes": list(data.get("notes", ()))[:3],
         "cut": True,
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from service.access import Access
 from service.audit import Operation, Trail
 from service.backend import Backend
 from service.change import (
@@ -15,36 +16,32 @@ from service.change import (
     AliasSet,
     ModelRename,
     OfArtifact,
-    OfTraces,
-    OutsideSource,
     Promotion,
     Retirement,
     StageSet,
     VersionCreate,
 )
 from service.changes import Changes
-from service.effects import Deleted, Effect, MadeLive, Registered, Renamed, TakenDown
+from service.consequences import effects_of
+from service.effects import Effect, MadeLive, TakenDown
 from service.errors import (
-    Denied,
     GatewayError,
     IdempotencyKeyReused,
-    InvalidRequest,
     JournalUnavailable,
     NotFound,
     OperationPending,
     OutcomeUnknown,
 )
-from service.guard import Guard, live_version, marked_versions
+from service.guard import Guard, Retired, live_version, marked_versions
 from service.joining import read_back
 from service.marking import take_marks
-from service.model import STAGES, Answer, Call, Decision, Need, Principal, Record, Verdict, resource
-from service.ownership import Ownership
+from service.model import Answer, Call, Record, Verdict
+from service.observing import Observer
 from service.promoter import Asked, Promoter
-from service.promotion.environments import Environments
-from service.promotion.gate import Environment, Mark, Purpose
+from service.promotion.gate import Environment, Purpose
 from service.provenance import check_run
-from service.records import Creation, RegisteredModel, binding_of
 from service.references import IDENTIFIER, check_deletion
+from service.renaming import Renames
 from service.seals import Seals, written
 from service.searching import Searches
 from service.spelling import Spelling
@@ -53,9 +50,6 @@ from service.unsettled import Outcome, Pending, Unsettled
 from service.watching import Watch
 
 T = TypeVar("T")
-WOULD_REFUSE = "would_refuse: "
-"""Begins the note of a right that was missing where rights are not enforced."""
-Decide = Callable[[Principal, str, str, str], Decision]
 
 
 class Gateway:
@@ -65,34 +59,32 @@ class Gateway:
         self,
         *,
         backends: Mapping[str, Backend],
-        decide: Decide,
+        access: Access,
         guard: Guard,
         promoter: Promoter,
         trail: Trail,
         changes: Changes,
-        ownership: Ownership,
         seals: Seals,
         spelling: Spelling,
         tally: Tally,
         searches: Searches,
         watch: Watch,
-        sources: Mapping[str, tuple[str, ...]],
         record_reads: bool = False,
         join_seconds: float = 10.0,
     ) -> None:
-        """Guard *backends*; *sources* are the outside prefixes each registry accepts for new versions.
+        """Guard *backends*.
 
         A call equal to an unsettled one waits at most *join_seconds* for its outcome.
         """
         self.backends = backends
         self.trail = trail
-        self._decide = decide
+        self.access = access
         self._guard = guard
+        self._observer = Observer(access, guard, promoter)
+        self._renames = Renames(access, guard, promoter, self._observer, trail)
         self._promoter = promoter
         self._changes = changes
-        self._sources = sources
         self._record_reads = record_reads
-        self._ownership = ownership
         self.seals = seals
         self._spelling = spelling
         self.tally = tally
@@ -118,10 +110,10 @@ class Gateway:
         backend = self.backend(call.registry)
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
-        await self.authorize(backend, call.needs, operation)
+        await self.access.authorize(backend, call.needs, operation)
         await self._spelling.check(backend, call)
         if call.listing is not None or call.experiments or call.traces:
-            answer = await self._searches.search(backend, call, self._may(backend, call.principal))
+            answer = await self._searches.search(backend, call, self.access.may(backend, call.principal))
         else:
             answer = await self._forward_telemetry_or_read(backend, call, operation)
         if self._record_reads and call.record is Record.NONE:
@@ -139,47 +131,6 @@ class Gateway:
             message = f"No registry is named {registry!r}."
             raise NotFound(message)
         return found
-
-    async def authorize(self, backend: Backend, needs: tuple[Need, ...], operation: Operation) -> None:
-        """Decide every need; the first refusal is recorded.
-
-        Raises:
-            Denied: a policy row forbids it, or none allows it.
-        """
-        for index, need in enumerate(needs):
-            for where, action in await self._asked(backend, need):
-                decision = (
-                    Decision(allowed=True, row="sources")
-                    if isinstance(need.resource, OutsideSource)
-                    else self._decide(operation.principal, backend.name, where, action)
-                )
-                if (index == 0 and action == need.action) or not decision.allowed:
-                    operation.action, operation.resource, operation.decision = action, where, decision
-                if not decision.allowed:
-                    message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
-                    await self.trail.refused(operation, "denied")
-                    raise Denied(message, operation=operation.id)
-
-    async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
-        """List the resources and actions that a need means."""
-        if isinstance(need.resource, OfTraces) and need.resource.experiment_id:
-            where, exists = await self._ownership.of_new_traces(backend, need.resource)
-            also = [(where, "run:update")] if exists else []  # MLflow writes over a trace that is there
-            return [(where, need.action), *also]
-        return [(where, need.action) for where in await self._resources_of(backend, need)]
-
-    async def _resources_of(self, backend: Backend, need: Need) -> list[str]:
-        if isinstance(need.resource, str):
-            return [need.resource]
-        if isinstance(need.resource, OutsideSource):
-            if not need.resource.uri.startswith(self._sources.get(backend.name, ()) or "\0"):
-                message = (
-                    "The source is outside the registry. Log the model through the gateway, or have its prefix added "
-                    f"to registries.{backend.name}.sources."
-                )
-                raise InvalidRequest(message)
-            return [need.resource.uri]
-        return await self._ownership.resources_of(backend, need.resource)
 
     def lock(self, registry: str, models: tuple[str, ...]) -> AbstractAsyncContextManager[None]:
         """Hold the locks of *models*, as a change does."""
@@ -203,13 +154,6 @@ class Gateway:
         effects = list(effects)
         self.seals.apply(effects)
         self._watch.apply(effects)
-
-    def decides(self, principal: Principal, registry: str, where: str, action: str) -> Decision:
-        """Decide without a call, for answers that are cut down to what the caller may read."""
-        return self._decide(principal, registry, where, action)
-
-    def _may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
-        return lambda where, action: self._decide(principal, backend.name, where, action).allowed
 
     async def _forward_telemetry_or_read(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         request = call.request
@@ -242,9 +186,9 @@ class Gateway:
             environment = self._guard.promotes(backend.name, call.change)
             if isinstance(call.change, Retirement):
                 assert environment is not None  # Guard.promotes found it, or refused
-                await self._authorize_retirement(backend, call, environment, operation)
+                await self.access.retirement(backend, call.change.model, environment, operation)
             elif environment is not None:
-                await self._authorize_promotion(backend, call, environment, operation)
+                await self.access.promotion(backend, call, environment, operation)
             return await self._carry_out_or_join(backend, call, environment, operation)
         except GatewayError as error:
             if error.operation is None and not isinstance(error, JournalUnavailable):
@@ -312,9 +256,9 @@ class Gateway:
     ) -> None:
         """Decide what a call needs that is answered by an equal one."""
         if environment is None and isinstance(call.change, AliasDelete | StageSet):  # retiring may have been enough
-            await self._refuse_denied_by_row(backend, call, call.needs, operation)
+            await self.access.refuse_denied_by_row(backend, call.needs, operation)
         elif environment is None:
-            await self.authorize(backend, call.needs, operation)
+            await self.access.authorize(backend, call.needs, operation)
 
     async def _done_before(
         self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
@@ -347,34 +291,6 @@ class Gateway:
             operation.detail = detail
             await self.trail.refused(operation, "rejected")
 
-    async def _authorize_promotion(
-        self, backend: Backend, call: Call, environment: Environment, operation: Operation
-    ) -> None:
-        """On a guarded target only the promotion is asked; a deny row on the alias or stage counts too."""
-        model = getattr(call.change, "model", "")
-        marks = [_need_of(model, mark) for mark in environment.marks]
-        await self._refuse_denied_by_row(backend, call, (*call.needs, *marks), operation)
-        operation.environment = environment.name
-        purpose = getattr(call.change, "purpose", "promotion")
-        action = {"rollback": "environment:rollback", "emergency": "environment:emergency"}.get(
-            purpose, "environment:promote"
-        )
-        need = Need(action, resource("models", model, "environments", environment.name))
-        await self.authorize(backend, (need,), operation)
-
-    async def _refuse_denied_by_row(
-        self, backend: Backend, call: Call, needs: Iterable[Need], operation: Operation
-    ) -> None:
-        for need in needs:
-            if not isinstance(need.resource, str):
-                continue
-            decision = self._decide(call.principal, backend.name, need.resource, need.action)
-            if decision.denied_by_row:
-                operation.action, operation.resource, operation.decision = need.action, need.resource, decision
-                await self.trail.refused(operation, "denied")
-                message = f"A policy row forbids {call.principal.subject} {need.action} on {need.resource}."
-                raise Denied(message, operation=operation.id)
-
     async def _promote(self, backend: Backend, call: Call, environment: Environment, operation: Operation) -> Answer:
         change = call.change
         if isinstance(change, Promotion):
@@ -394,8 +310,11 @@ class Gateway:
             asked = Asked(change.model, change.version, call.principal)
 
         async def retire(other: Environment) -> None:
+            if not other.enforced:
+                self._observer.note_retirements(backend, call, [Retired(other, ends=False)], operation)
+                return
             asked_for = (operation.environment, operation.action, operation.resource, operation.decision)
-            await self._authorize_retirement(backend, call, other, operation)
+            await self.access.retirement(backend, asked.model, other, operation)
             operation.environment, operation.action, operation.resource, operation.decision = asked_for
 
         result = await self._promoter.promote(backend, environment, asked, operation, retire)
@@ -443,114 +362,30 @@ class Gateway:
             retired = []  # nothing is marked; the registry will say so to those who may ask
         asked = [item for item in retired if item.enforced]
         if asked and isinstance(call.change, AliasDelete | StageSet):
-            await self._refuse_denied_by_row(backend, call, call.needs, operation)
+            await self.access.refuse_denied_by_row(backend, call.needs, operation)
         else:  # deleting or renaming is more than taking down: both are asked
-            await self.authorize(backend, call.needs, operation)
+            await self.access.authorize(backend, call.needs, operation)
         for item in asked:
-            await self._authorize_retirement(backend, call, item.environment, operation)
+            await self.access.retirement(backend, getattr(call.change, "model", ""), item.environment, operation)
         if isinstance(call.change, ModelRename):
-            await self._refuse_gain(backend, call.change, operation)
-        operation.notes += [
-            f"{item.environment.name}: taken down, not enforced" for item in retired if item not in asked
-        ]
-        observed = await self._observe(backend, call, operation)
+            await self._renames.refuse_gain(backend, call.change, operation)
+        self._observer.note_retirements(backend, call, [item for item in retired if item not in asked], operation)
+        observed = await self._observer.observe(backend, call, operation)
         await self._spelling.check(backend, call)
         with self.seals.writing(backend, call):  # from before the check: nothing is judged in between
             await self.seals.check(backend, call)
-            may = self._may(backend, call.principal)
-            await check_deletion(backend, call, self._ownership, may, self._guard.environments, operation.notes)
+            may = self.access.may(backend, call.principal)
+            await check_deletion(backend, call, self.access.ownership, may, self._guard.environments, operation.notes)
             if isinstance(call.change, VersionCreate):
                 model_id = str(call.request.message.get("model_id", "")) if call.request else ""
                 await check_run(backend, call.change, model_id)
-            follows = [*await self._judge_carried(backend, call, operation), *observed]
+            follows = [*await self._renames.judge(backend, call, operation), *observed]
             ended = tuple(item.environment.name for item in retired if item.ends)
             if operation.change is not None:  # so that the reconciler knows what follows from it
                 carried = [dataclasses.asdict(e) for e in follows]
                 operation.change = {**operation.change, "ended": ended, "carried": carried}
             await self.trail.intent(operation)
             return await self._forward_change(backend, call, operation, ended, follows)
-
-    async def _refuse_gain(self, backend: Backend, change: ModelRename, operation: Operation) -> None:
-        """A rename cannot shed a deny or inherit a grant: what the caller may do must not grow with the new name.
-
-        Raises:
-            Denied: it would. Nothing was forwarded.
-            NotFound: no such model.
-        """
-        try:
-            model = await backend.get_model(change.model)
-        except NotFound:
-            return  # the registry says so itself
-        gained = []
-        for action, *inside in _rights_on(model, self._guard.environments):
-            old, new = resource("models", change.model, *inside), resource("models", change.new_name, *inside)
-            before = self._decide(operation.principal, backend.name, old, action)
-            after = self._decide(operation.principal, backend.name, new, action)
-            if after.allowed and not before.allowed:
-                gained.append((action, old, before))
-        if gained:
-            action, old, before = gained[0]
-            operation.action, operation.resource, operation.decision = action, old, before
-            await self.trail.refused(operation, "denied")
-            message = (
-                f"{operation.principal.subject} may not {action} on {old} of {backend.name}, and could after the "
-                "rename. Somebody who may do under both names all that they may do under the new one can rename it."
-            )
-            raise Denied(message, operation=operation.id)
-
-    async def _observe(self, backend: Backend, call: Call, operation: Operation) -> list[MadeLive]:
-        """Judge for the record what an environment that is not enforced would have said; change no answer."""
-        environment = self._guard.observes(backend.name, call.change)
-        if environment is None:
-            return []
-        assert isinstance(call.change, AliasSet | StageSet)  # Guard.observes knows no others
-        change = call.change
-        need = Need("environment:promote", resource("models", change.model, "environments", environment.name))
-        assert isinstance(need.resource, str)  # built from parts
-        if not self._decide(call.principal, backend.name, need.resource, need.action).allowed:
-            operation.notes.append(f"{WOULD_REFUSE}no policy allows {need.action} on {need.resource}")
-        operation.change = {**(operation.change or {}), "observed": True}
-        asked = Asked(change.model, change.version, call.principal)
-        await self._promoter.observe(backend, environment, asked, operation)
-        first = environment.marks[0]
-        if (first.kind, first.value) not in (
-            ("alias", getattr(change, "alias", "")),
-            ("stage", getattr(change, "stage", "")),
-        ):
-            return []  # another mark: what is live stays
-        operation.after = {"version": change.version}
-        try:
-            version = await backend.get_version(change.model, change.version)
-            return [await self._promoter.made_live(backend, environment, version, operation)]
-        except GatewayError:
-            return []  # the registry will say so
-
-    async def _authorize_retirement(
-        self, backend: Backend, call: Call, environment: Environment, operation: Operation
-    ) -> None:
-        """Taking down what is live is decided as ``environment:retire``."""
-        operation.environment = environment.name
-        model = getattr(call.change, "model", "")
-        need = Need("environment:retire", resource("models", model, "environments", environment.name))
-        await self.authorize(backend, (need,), operation)
-
-    async def _judge_carried(self, backend: Backend, call: Call, operation: Operation) -> list[MadeLive]:
-        """A rename that carries a mark into an environment's scope is a promotion of that version."""
-        follows = []
-        for item in await self._guard.carries(backend, call.change):
-            assert isinstance(call.change, ModelRename)  # only renames carry
-            name = call.change.new_name
-            if item.environment.enforced:
-                marks = [_need_of(name, mark) for mark in item.environment.marks]
-                await self._refuse_denied_by_row(backend, call, marks, operation)
-                need = Need("environment:promote", resource("models", name, "environments", item.environment.name))
-                await self.authorize(backend, (need,), operation)
-            asked = Asked(call.change.model, item.version, call.principal)
-            version = await self._promoter.judge_carried(backend, item.environment, asked, operation)
-            if item.lives:
-                live = await self._promoter.made_live(backend, item.environment, version, operation)
-                follows.append(dataclasses.replace(live, model=name))
-        return follows
 
     async def _forward_change(
         self, backend: Backend, call: Call, operation: Operation, ended: tuple[str, ...], follows: list[MadeLive]
@@ -568,7 +403,7 @@ class Gateway:
             raise
         finally:
             if call.name == "updateExperiment":  # also where nobody knows whether it was done
-                self._ownership.forget_names(backend.name)
+                self.access.ownership.forget_names(backend.name)
         operation.status = answer.status
         await self.trail.outcome(operation, "succeeded", effects)
         self.follow(effects)
@@ -578,92 +413,11 @@ class Gateway:
         )
 
 
-def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[str, ...], now: float) -> list[Effect]:
-    """Say what a successful change means for the journal's own tables."""
-    change = call.change
-    if isinstance(change, VersionCreate):
-        return [_registered(call, change, _made(call, answer), operation, now)]
-    return consequences(operation.change or {}, call.registry, ended, now)
-
-
-def consequences(change: Mapping[str, Any], registry: str, ended: tuple[str, ...], now: float) -> list[Effect]:
-    """Say what a change that was carried out ends, deletes and renames; *change* is as the intent recorded it."""
-    kind, model = change.get("kind"), change.get("model", "")
-    if kind == "ModelDelete":
-        return [TakenDown(registry, model, (), now), Deleted(registry, model, "", now)]
-    if kind == "ModelRename":  # what the new name is live in was judged anew
-        return [TakenDown(registry, model, (), now), Renamed(registry, model, change["new_name"])]
-    effects: list[Effect] = [TakenDown(registry, model, ended, now)] if ended else []
-    if kind == "VersionDelete":
-        effects.append(Deleted(registry, model, change["version"], now))
-    return effects
-
-
-def _made(call: Call, answer: Answer) -> Mapping[str, Any]:
-    """Return the version that an answer says was made.
-
-    Raises:
-        OutcomeUnknown: it does not say.
-    """
-    try:
-        made = answer.document().get("model_version")
-    except ValueError:
-        made = None
-    if not isinstance(made, dict):
-        message = f"The registry {call.registry!r} answered without saying which version it made; it is read back."
-        raise OutcomeUnknown(message)
-    return made
-
-
-def _registered(
-    call: Call, change: VersionCreate, native: Mapping[str, object], operation: Operation, now: float
-) -> Registered:
-    version, source = str(native.get("version", "")), str(native.get("source", change.source))
-    created = str(native.get("creation_timestamp", 0))
-    if not version or not created.isdigit():
-        message = f"The registry {call.registry!r} answered without saying which version it made; it is read back."
-        raise OutcomeUnknown(message)
-    binding = binding_of(version, int(created), source)
-    operation.version = version
-    persons = tuple(sorted(call.principal.persons))
-    return Registered(
-        call.registry,
-        Creation(change.model, version, binding, call.principal.subject, persons, now),
-    )
-
-
 def _warning(verdict: Verdict | None) -> dict[str, str]:
     """Say which rules would have refused, where the environment's mode is to warn."""
     if verdict is None or not verdict.would_refuse or verdict.mode != "warn":
         return {}
     return {"registry-gateway-would-refuse": ", ".join(item.rule for item in verdict.findings if item.blocks)}
-
-
-def _rights_on(model: RegisteredModel, environments: Environments) -> Iterator[tuple[str, ...]]:
-    """Yield each action on a model, and the segments below its name on which it is asked."""
-    for action in ("model:read", "model:update", "model:delete", "model:rename"):
-        yield (action,)
-    for action in ("version:create", "version:read", "version:update", "version:delete", "version:quarantine"):
-        yield (action, "versions")
-    for alias in {*model.aliases, "any"}:
-        yield from ((action, "aliases", alias) for action in ("alias:read", "alias:set", "alias:delete"))
-    for key in {*model.tags, "any"}:
-        for action in ("tag:set", "tag:delete"):
-            yield (action, "tags", key)
-            yield (action, "versions", "tags", key)
-    yield from (("stage:set", "stages", stage) for stage in STAGES)
-    yield ("evidence:post", "versions", "evidence", "any")
-    for name in {*(item.name for item in environments.all), "any"}:
-        for verb in ("promote", "rollback", "retire", "adopt", "emergency", "request"):
-            yield (f"environment:{verb}", "environments", name)
-        yield from ((action, "environments", name) for action in ("approval:create", "approval:revoke"))
-
-
-def _need_of(model: str, mark: Mark) -> Need:
-    """Say what writing a mark would need if it were not guarded: a row that denies it counts."""
-    if mark.kind == "alias":
-        return Need("alias:set", resource("models", model, "aliases", mark.value))
-    return Need("stage:set", resource("models", model, "stages", mark.value))
 
 
 def _lock_names(call: Call, operation: Operation) -> tuple[str, ...]:

@@ -143,13 +143,20 @@ class Guard:
         ]
 
     def _refuse_case_variant(self, registry: str, model: str, alias: str) -> None:
-        for environment in self.environments.of(registry, model):
-            for mark in environment.marks if environment.enforced else ():
-                if mark.kind == "alias" and mark.value != alias and mark.value.lower() == alias.lower():
-                    message = (
-                        f"The alias {alias!r} differs only in case from {mark.value!r}, which marks an environment."
-                    )
-                    raise InvalidRequest(message)
+        found = self.case_variant(registry, model, alias)
+        if found is not None and found[0].enforced:
+            message = f"The alias {alias!r} differs only in case from {found[1].value!r}, which marks an environment."
+            raise InvalidRequest(message)
+
+    def case_variant(self, registry: str, model: str, alias: str) -> tuple[Environment, Mark] | None:
+        """Return the mark that *alias* differs from in case only; an enforced environment's before others."""
+        found = [
+            (environment, mark)
+            for environment in self.environments.of(registry, model)
+            for mark in environment.marks
+            if mark.kind == "alias" and mark.value != alias and mark.value.lower() == alias.lower()
+        ]
+        return min(found, key=lambda item: not item[0].enforced, default=None)
 
 
 def marked_versions(model: RegisteredModel, mark: Mark) -> tuple[str, ...]:

@@ -208,6 +208,7 @@ class Promoter:
         origin = await find_origin(backend, candidate)
         verdict, _ = await self._judge(backend, environment, candidate, None, asked, origin)
         operation.verdict, operation.environment = verdict, environment.name
+        operation.verdicts[environment.name] = verdict
         if verdict.refuses:
             message = f"The new name is in {environment.name!r}, whose gate is closed for version {asked.version}."
             raise GateClosed(message, verdict)

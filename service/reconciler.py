@@ -13,9 +13,10 @@ import structlog
 
 from service.audit import OpenOperation
 from service.backend import Backend
+from service.consequences import consequences
 from service.effects import Effect, MadeLive, Registered
 from service.errors import GatewayError, NotFound
-from service.gateway import Gateway, consequences
+from service.gateway import Gateway
 from service.guard import live_version, marked_versions
 from service.marking import made_live, missing_marks, write_mark
 from service.promotion.environments import Environments

@@ -26,7 +26,7 @@ class DebtDesk:
 
     def _may_read(self, caller: Caller, debt: Debt) -> bool:
         where = resource("models", debt.model, "environments", debt.environment)
-        return self._desk.gateway.decides(caller.principal, debt.registry, where, "model:read").allowed
+        return self._desk.gateway.access.decide(caller.principal, debt.registry, where, "model:read").allowed
 
     async def close(self, caller: Caller, debt_id: str, reason: str) -> Debt:
         """Close a debt by a review of somebody else than its author.

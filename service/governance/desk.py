@@ -58,7 +58,7 @@ class Desk:
             key=caller.key,
         )
         operation = Operation.opened(call, self.now())
-        await self.gateway.authorize(backend, needs, operation)
+        await self.gateway.access.authorize(backend, needs, operation)
         return backend, operation
 
     def environment(self, registry: str, model: str, name: str) -> Environment:

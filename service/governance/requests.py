@@ -108,7 +108,7 @@ class RequestDesk:
 
     def _may(self, caller: Caller, item: Placed, action: str) -> bool:
         parts = ("models", item.model, "environments", item.request.environment)
-        return self._desk.gateway.decides(caller.principal, item.registry, resource(*parts), action).allowed
+        return self._desk.gateway.access.decide(caller.principal, item.registry, resource(*parts), action).allowed
 
     def _awaits(self, caller: Caller, item: Placed) -> bool:
         """Tell whether the caller may promote it, or approve what somebody else asked for."""

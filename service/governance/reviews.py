@@ -63,7 +63,9 @@ class ReviewDesk:
         if found is None:
             raise NotFound(message)
         where = resource("models", str(found["model"]), "versions")
-        if not self._desk.gateway.decides(caller.principal, str(found["registry"]), where, "version:read").allowed:
+        if not self._desk.gateway.access.decide(
+            caller.principal, str(found["registry"]), where, "version:read"
+        ).allowed:
             raise NotFound(message)
         return dict(found)
 

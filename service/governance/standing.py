@@ -144,7 +144,7 @@ class LiveDesk:
         await self._open(caller, registry, model, name, "getHistory")
         periods = await self._desk.journal.periods(registry, model)
         found = [item for item in reversed(periods) if item.environment == name]
-        verdicts = await self._desk.journal.verdicts([item.operation for item in found if item.operation])
+        verdicts = await self._desk.journal.verdicts([item.operation for item in found if item.operation], name)
         return [(item, verdicts.get(item.operation)) for item in found]
 
     async def check(self, caller: Caller, registry: str, model: str, name: str) -> Look:

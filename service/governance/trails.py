@@ -8,9 +8,9 @@ from typing import Any
 
 from service.audit import ANY, Event
 from service.errors import NotFound
-from service.gateway import WOULD_REFUSE
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
+from service.observing import WOULD_REFUSE
 from service.promotion.gate import Environment
 
 MAX_EVENTS = 100_000
@@ -50,7 +50,7 @@ class TrailDesk:
         if not events or not events[0]["data"]["environment"]:
             raise NotFound(message)
         data = events[0]["data"]
-        decides = self._desk.gateway.decides
+        decides = self._desk.gateway.access.decide
         may = decides(caller.principal, data["registry"], resource("models", data["model"]), "model:read")
         if not may.allowed:
             raise NotFound(message)
@@ -67,7 +67,7 @@ class TrailDesk:
             Denied: no row allows it.
         """
         names = list(self._desk.gateway.backends)
-        decides = self._desk.gateway.decides
+        decides = self._desk.gateway.access.decide
         readable = [name for name in names if decides(caller.principal, name, "audit", "audit:read").allowed]
         await self._desk.open(caller, (readable or names)[0], "listEvents", Need("audit:read", "audit"))
         scope = {} if len(readable) == len(names) else {"registry": readable}
@@ -87,9 +87,9 @@ class TrailDesk:
             page = await self.events(caller, {**filters, "phase": "outcome", "environment": ANY}, after, _PAGE)
             for sequence, event in page:
                 after = sequence
-                for rule in _would_refuse(event["data"]):
+                for environment, rule in _would_refuse(event["data"]):
                     data = event["data"]
-                    who = (data["registry"], data["environment"], rule, str(data["model"]), data["actor"]["subject"])
+                    who = (data["registry"], environment, rule, str(data["model"]), data["actor"]["subject"])
                     known = sums.get(who, Refusal(*who, 0, event["time"], event["time"]))
                     sums[who] = replace(known, count=known.count + 1, last=event["time"])
             if len(page) < _PAGE:
@@ -113,16 +113,18 @@ class TrailDesk:
         return [item for registry in self._desk.gateway.backends for item in self._desk.environments_of(registry)]
 
 
-def _would_refuse(data: Mapping[str, Any]) -> list[str]:
-    """List the rules, and the missing right, for which an operation that was let through would have been refused."""
-    verdict = data["verdict"] or {}
+def _would_refuse(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List environments with the rules and missing rights for which what was let through would have been refused."""
+    verdicts = data.get("verdicts") or {data["environment"]: data["verdict"] or {}}
     rules = [
-        item["rule"]
+        (environment, item["rule"])
+        for environment, verdict in verdicts.items()
         for item in verdict.get("findings", ())
         if verdict.get("would_refuse") and not item["passed"] and item["severity"] == "block" and not item["waived"]
     ]
     rights = [note for note in data["notes"] if note.startswith(WOULD_REFUSE)]
-    return rules + [note.removeprefix(WOULD_REFUSE).split(" on ")[0].strip() for note in rights]
+    kinds = [note.removeprefix(WOULD_REFUSE).split(" on ")[0].strip() for note in rights]
+    return rules + [(data["environment"], kind) for kind in kinds]
 
 
 def _public(event: Event) -> Event:

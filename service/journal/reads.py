@@ -175,14 +175,19 @@ class Reads:
         rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
         return [(row.registry, row.model, _period(row)) for row in rows]
 
-    async def verdicts(self, operations: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """Map those of *operations* that were judged to the verdict in their last event."""
+    async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
+        """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
         c = t.events.c
         rows = await self._rows(
             select(c.operation, c.body).where(c.operation.in_(operations[:_MAX_REQUESTS])).order_by(c.sequence)
         )
-        bodies = ((row.operation, json.loads(row.body)["data"]["verdict"]) for row in rows)
-        return {operation: verdict for operation, verdict in bodies if verdict}
+        found = {}
+        for row in rows:
+            data = json.loads(row.body)["data"]
+            verdict = data.get("verdicts", {}).get(environment) or data["verdict"]
+            if verdict:
+                found[row.operation] = verdict
+        return found
 
     async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
         """Return what is kept by *digest*: ``rules`` or a ``review``."""

@@ -72,7 +72,7 @@ async def test_an_experiment_that_may_hold_what_is_sealed_is_not_deleted(running
         other = (await client.rpc("POST", "experiments/create", name="other")).json["experiment_id"]
         await register(it, client)
         await approve(client)
-        it.application.gateway._ownership._experiment_of.clear()
+        it.application.gateway.access.ownership._experiment_of.clear()
         inner = it.memory.send
 
         async def failing(request, *, writes, trace=""):

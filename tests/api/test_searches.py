@@ -64,7 +64,7 @@ async def test_pages_are_full_and_hold_each_readable_row_once(running, allowed, 
             expected = [
                 name
                 for name in sorted(NAMES)
-                if gateway.decides(principal, "main", f"models/{name}", "model:read").allowed
+                if gateway.access.decide(principal, "main", f"models/{name}", "model:read").allowed
             ]
             mine = admin.be("user:scientist")
             found, pages = await walk(mine, "registered-models/search", "registered_models", max_results=size)

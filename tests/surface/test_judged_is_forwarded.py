@@ -138,7 +138,7 @@ async def test_without_a_row_nothing_is_forwarded(running, key):
     rpc, row = DIALECT.rpcs[key], ROWS[key]
     recording = Recording()
     async with running(transport=recording) as it:
-        it.application.gateway._decide = lambda *_: type(
+        it.application.gateway.access.decide = lambda *_: type(
             it.application.authorizer.snapshot.decide(
                 it.application.keys._keys[next(iter(it.application.keys._keys))].principal, "no", "no", "audit:read"
             )

@@ -1,0 +1,137 @@
+"""Decides what a call needs: on the resources that a need means, the first refusal recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from service.audit import Operation, Trail
+from service.backend import Backend
+from service.change import OfTraces, OutsideSource
+from service.errors import Denied, InvalidRequest
+from service.model import Call, Decision, Need, Principal, resource
+from service.ownership import Ownership
+from service.promotion.gate import Environment, Mark
+
+Decide = Callable[[Principal, str, str, str], Decision]
+_PROMOTING = {
+    "promotion": "environment:promote",
+    "rollback": "environment:rollback",
+    "emergency": "environment:emergency",
+}
+
+
+class Access:
+    """May they? The policy itself is behind *decide*."""
+
+    def __init__(
+        self, decide: Decide, ownership: Ownership, sources: Mapping[str, tuple[str, ...]], trail: Trail
+    ) -> None:
+        """Find resources through *ownership*; *sources* are the outside prefixes each registry accepts for versions."""
+        self.decide = decide
+        self.ownership = ownership
+        self._sources = sources
+        self._trail = trail
+
+    def may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
+        """Return the question that answers which leave things out ask: resource and action."""
+        return lambda where, action: self.decide(principal, backend.name, where, action).allowed
+
+    async def authorize(self, backend: Backend, needs: Iterable[Need], operation: Operation) -> None:
+        """Decide every need; the first refusal is recorded.
+
+        Raises:
+            Denied: a policy row forbids it, or none allows it.
+        """
+        for index, need in enumerate(needs):
+            for where, action in await self._asked(backend, need):
+                decision = (
+                    Decision(allowed=True, row="sources")
+                    if isinstance(need.resource, OutsideSource)
+                    else self.decide(operation.principal, backend.name, where, action)
+                )
+                if (index == 0 and action == need.action) or not decision.allowed:
+                    operation.action, operation.resource, operation.decision = action, where, decision
+                if not decision.allowed:
+                    message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
+                    await self._trail.refused(operation, "denied")
+                    raise Denied(message, operation=operation.id)
+
+    async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
+        """List the resources and actions that a need means."""
+        if isinstance(need.resource, OfTraces) and need.resource.experiment_id:
+            where, exists = await self.ownership.of_new_traces(backend, need.resource)
+            also = [(where, "run:update")] if exists else []  # MLflow writes over a trace that is there
+            return [(where, need.action), *also]
+        return [(where, need.action) for where in await self._resources_of(backend, need)]
+
+    async def _resources_of(self, backend: Backend, need: Need) -> list[str]:
+        if isinstance(need.resource, str):
+            return [need.resource]
+        if isinstance(need.resource, OutsideSource):
+            if not need.resource.uri.startswith(self._sources.get(backend.name, ()) or "\0"):
+                message = (
+                    "The source is outside the registry. Log the model through the gateway, or have its prefix added "
+                    f"to registries.{backend.name}.sources."
+                )
+                raise InvalidRequest(message)
+            return [need.resource.uri]
+        return await self.ownership.resources_of(backend, need.resource)
+
+    async def promotion(self, backend: Backend, call: Call, environment: Environment, operation: Operation) -> None:
+        """Decide a promotion: on a guarded target only it is asked; a deny row on an alias or stage counts too.
+
+        Raises:
+            Denied: a policy row forbids it, or none allows it.
+        """
+        model = getattr(call.change, "model", "")
+        await self.refuse_denied_by_row(backend, (*call.needs, *marks_of(model, environment)), operation)
+        operation.environment = environment.name
+        action = _PROMOTING[getattr(call.change, "purpose", "promotion")]
+        need = Need(action, resource("models", model, "environments", environment.name))
+        await self.authorize(backend, (need,), operation)
+
+    async def retirement(self, backend: Backend, model: str, environment: Environment, operation: Operation) -> None:
+        """Taking down what is live is decided as ``environment:retire``.
+
+        Raises:
+            Denied: a policy row forbids it, or none allows it.
+        """
+        operation.environment = environment.name
+        need = Need("environment:retire", resource("models", model, "environments", environment.name))
+        await self.authorize(backend, (need,), operation)
+
+    async def refuse_denied_by_row(self, backend: Backend, needs: Iterable[Need], operation: Operation) -> None:
+        """Refuse what a row forbids by name; that no row allows it is no matter here.
+
+        Raises:
+            Denied: a row forbids it.
+        """
+        found = self.denied_by_row(backend, needs, operation.principal)
+        if found is not None:
+            need, decision = found
+            operation.action, operation.resource, operation.decision = need.action, str(need.resource), decision
+            await self._trail.refused(operation, "denied")
+            message = f"A policy row forbids {operation.principal.subject} {need.action} on {need.resource}."
+            raise Denied(message, operation=operation.id)
+
+    def denied_by_row(
+        self, backend: Backend, needs: Iterable[Need], principal: Principal
+    ) -> tuple[Need, Decision] | None:
+        """Return the first need that a row forbids."""
+        for need in needs:
+            if isinstance(need.resource, str):
+                decision = self.decide(principal, backend.name, need.resource, need.action)
+                if decision.denied_by_row:
+                    return need, decision
+        return None
+
+
+def marks_of(model: str, environment: Environment) -> list[Need]:
+    """Say what writing the marks would need if they were not guarded: a row that denies one counts."""
+    return [_need_of(model, mark) for mark in environment.marks]
+
+
+def _need_of(model: str, mark: Mark) -> Need:
+    if mark.kind == "alias":
+        return Need("alias:set", resource("models", model, "aliases", mark.value))
+    return Need("stage:set", resource("models", model, "stages", mark.value))
