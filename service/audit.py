@@ -108,6 +108,9 @@ class Journal(Protocol):
     async def periods(self, registry: str, model: str) -> list[LivePeriod]:
         """List what was live when, in every environment of a model, oldest first."""
 
+    async def periods_named(self, registry: str, name: str) -> list[LivePeriod]:
+        """List what was live when in the model that had this *name* then, oldest first."""
+
     async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
         """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from service.audit import Operation
 from service.change import VersionCreate
-from service.effects import Deleted, Effect, Registered, Renamed, TakenDown
+from service.effects import Deleted, Effect, Owed, Registered, Renamed, RequestEnded, TakenDown
 from service.errors import OutcomeUnknown
 from service.model import Answer, Call
-from service.records import Creation, binding_of
+from service.records import Creation, Debt, binding_of
 
 
 def effects_of(call: Call, answer: Answer, operation: Operation, ended: tuple[str, ...], now: float) -> list[Effect]:
@@ -32,6 +32,20 @@ def consequences(change: Mapping[str, Any], registry: str, ended: tuple[str, ...
     if kind == "VersionDelete":
         effects.append(Deleted(registry, model, change["version"], now))
     return effects
+
+
+def fulfilled(change: Mapping[str, Any], operation: str, at: float, by: str) -> list[Effect]:
+    """Say which requests a promotion completes, and what an emergency owes; *change* is as the intent recorded it."""
+    ended = [RequestEnded(item, "completed", at, by, operation) for item in change.get("completes", ())]
+    return [*ended, *debt_of(change)]
+
+
+def debt_of(change: Mapping[str, Any]) -> list[Effect]:
+    """Say what an emergency owes; nothing for other changes."""
+    debt = change.get("debt")
+    if not debt:
+        return []
+    return [Owed(Debt(**{**debt, "persons": tuple(debt["persons"]), "waived": tuple(debt["waived"])}))]
 
 
 def _made(call: Call, answer: Answer) -> Mapping[str, Any]:

@@ -15,10 +15,12 @@ from service.effects import Effect, MadeLive, TakenDown
 from service.errors import GatewayError, NotFound, OutcomeUnknown
 from service.gateway import Gateway
 from service.guard import live_version
+from service.judging import is_good
 from service.marking import Marking, made_live, missing_marks, take_marks, write_marks
 from service.model import Call, Need, Principal, Record, resource
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment
+from service.promotion.history import DRIFT, before_drift
 from service.records import LivePeriod, ModelVersion, RegisteredModel
 
 SELF = Principal("service:registry-gateway", issuer="registry-gateway")
@@ -46,6 +48,8 @@ class Drift:
         self._environments = environments
         self._interval = interval_seconds
         self._task: asyncio.Task[None] | None = None
+        self._seen: dict[tuple[str, str, str], str] = {}
+        """What is recorded of drift that is still to be reverted: the binding that was found."""
 
     def start(self) -> None:
         """Begin to look."""
@@ -85,7 +89,9 @@ class Drift:
             for environment in self._environments.of(backend.name, model.name):
                 period = recorded.pop((model.name, environment.name), None)
                 live = live_version(model, environment)
-                if live != (period.version if period else None):
+                waits = period is not None and period.kind == DRIFT and _reverts(environment)
+                anew = period is not None and model.created_ms / 1000 > period.since  # deleted and made again
+                if live != (period.version if period else None) or waits or anew:
                     odd.append((model.name, environment))
         for name, environment_name in recorded:  # models that are gone
             gone = self._environments.get(backend.name, name, environment_name)
@@ -106,24 +112,38 @@ class Drift:
             ):
                 return Look(environment.name, "unsettled", None, None)
         found, version = await _present(backend, model, environment)
+        periods = await journal.periods(backend.name, model)
         period = next(
-            (
-                item
-                for item in reversed(await journal.periods(backend.name, model))
-                if item.environment == environment.name and item.until is None
-            ),
-            None,
+            (item for item in reversed(periods) if item.environment == environment.name and item.until is None), None
         )
         recorded, live = (period.version if period else None), (version.version if version else None)
+        known = period is not None and period.kind == DRIFT
         agrees = (period.binding if period else None) == (version.binding if version else None)
-        if agrees:
-            state = "drifted" if period is not None and period.kind == "drift" else "agrees"
-            return Look(environment.name, state, recorded, live)
-        await self._record(backend, model, environment, period, version)
-        reverts = environment.on_drift == "revert" and environment.enforced
-        if reverts and found is not None and await self._revert(backend, environment, found, period):
-            return Look(environment.name, "reverted", recorded, live)
-        return Look(environment.name, "drifted", recorded, live)
+        if agrees and not known:
+            self._seen.pop((backend.name, model, environment.name), None)
+            return Look(environment.name, "agrees", recorded, live)
+        if not _reverts(environment):
+            if not agrees:
+                await self._record(backend, model, environment, period, version)
+            return Look(environment.name, "drifted", recorded, live)
+        await self._note_once(backend, model, environment, period, version)
+        wanted = before_drift(periods, environment.name) if known else period
+        done = found is not None and await self._revert(backend, environment, found, wanted)
+        return Look(environment.name, "reverted" if done else "drifted", recorded, live)
+
+    async def _note_once(
+        self,
+        backend: Backend,
+        model: str,
+        environment: Environment,
+        period: LivePeriod | None,
+        version: ModelVersion | None,
+    ) -> None:
+        """Record drift that is to be reverted: the record goes on saying what should be live, until it is."""
+        place, found = (backend.name, model, environment.name), version.binding if version else ""
+        if self._seen.get(place) != found:
+            await self._record(backend, model, environment, period, version, follows=False)
+            self._seen[place] = found
 
     async def _record(
         self,
@@ -132,17 +152,22 @@ class Drift:
         environment: Environment,
         period: LivePeriod | None,
         version: ModelVersion | None,
+        *,
+        follows: bool = True,
     ) -> None:
+        """Record what was found; *follows*: that is what the record says is live from now on."""
         operation = self._operation(backend, model, environment, "driftFound", "environment:drift")
         operation.version = version.version if version else None
         operation.before = {"version": period.version if period else None}
         operation.after = {"version": version.version if version else None}
         operation.detail = "The registry's mark was moved beside the gateway."
-        effect: Effect = TakenDown(backend.name, model, (environment.name,), self._gateway.trail.now())
-        if version is not None:
-            effect = await self._live(backend, environment, version, operation, "drift")
-        await self._gateway.trail.stored(operation, [effect])
-        self._gateway.follow([effect])
+        effects: list[Effect] = []
+        if follows and version is not None:
+            effects = [await self._live(backend, environment, version, operation, DRIFT, passed=False)]
+        elif follows:
+            effects = [TakenDown(backend.name, model, (environment.name,), self._gateway.trail.now())]
+        await self._gateway.trail.stored(operation, effects)
+        self._gateway.follow(effects)
         _log.error("drift", registry=backend.name, model=model, environment=environment.name)
 
     def _operation(self, backend: Backend, model: str, environment: Environment, name: str, action: str) -> Operation:
@@ -153,7 +178,15 @@ class Drift:
         return operation
 
     async def _live(
-        self, backend: Backend, environment: Environment, version: ModelVersion, operation: Operation, kind: str
+        self,
+        backend: Backend,
+        environment: Environment,
+        version: ModelVersion,
+        operation: Operation,
+        kind: str,
+        *,
+        passed: bool,
+        artifact_digest: str | None = None,
     ) -> MadeLive:
         return await made_live(
             backend,
@@ -164,23 +197,23 @@ class Drift:
             operation=operation.id,
             reason=operation.detail,
             kind=kind,
+            passed=passed,
+            artifact_digest=artifact_digest,
         )
 
     async def _revert(
-        self, backend: Backend, environment: Environment, found: RegisteredModel, period: LivePeriod | None
+        self, backend: Backend, environment: Environment, found: RegisteredModel, wanted: LivePeriod | None
     ) -> bool:
-        """Move the marks back to what the record says; False if that version is not there any more."""
+        """Move the marks back to what should be live; False if that must not be or could not be done."""
+        version = None
+        if wanted is not None:
+            if not await is_good(backend, self._gateway.trail.journal, found.name, wanted):
+                _log.error("drift is not reverted: what should be live is gone or in quarantine", model=found.name)
+                return False
+            version = await backend.get_version(found.name, wanted.version)
         operation = self._operation(backend, found.name, environment, "driftReverted", "environment:revert")
         operation.detail = "Moved back to what the record says."
         operation.before = {"version": live_version(found, environment)}
-        version = None
-        if period is not None and period.kind != "drift":
-            try:
-                version = await backend.get_version(found.name, period.version)
-            except NotFound:
-                return False
-            if version.binding != period.binding:
-                return False
         operation.version = version.version if version else None
         operation.after = {"version": operation.version}
         change = Promotion(found.name, environment.name, operation.version or "", purpose="revert")
@@ -203,11 +236,23 @@ class Drift:
             await self._gateway.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             return False
         effect: Effect = TakenDown(backend.name, found.name, (environment.name,), self._gateway.trail.now())
-        if version is not None:
-            effect = await self._live(backend, environment, version, operation, "revert")
+        if version is not None and wanted is not None:
+            effect = await self._live(
+                backend,
+                environment,
+                version,
+                operation,
+                "revert",
+                passed=wanted.passed,
+                artifact_digest=wanted.artifact_digest,
+            )
         await self._gateway.trail.outcome(operation, "succeeded", [effect])
         self._gateway.follow([effect])
         return True
+
+
+def _reverts(environment: Environment) -> bool:
+    return environment.on_drift == "revert" and environment.enforced
 
 
 async def _present(

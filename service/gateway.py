@@ -34,10 +34,11 @@ from service.errors import (
 )
 from service.guard import Guard, Retired, live_version, marked_versions
 from service.joining import read_back
+from service.judging import Asked
 from service.marking import take_marks
 from service.model import Answer, Call, Record, Verdict
 from service.observing import Observer
-from service.promoter import Asked, Promoter
+from service.promoter import Promoter
 from service.promotion.gate import Environment, Purpose
 from service.provenance import check_run
 from service.references import IDENTIFIER, check_deletion
@@ -367,6 +368,7 @@ class Gateway:
             await self.access.authorize(backend, call.needs, operation)
         for item in asked:
             await self.access.retirement(backend, getattr(call.change, "model", ""), item.environment, operation)
+        await self._guard.check_uncovered(backend, call.change, asked)
         if isinstance(call.change, ModelRename):
             await self._renames.refuse_gain(backend, call.change, operation)
         self._observer.note_retirements(backend, call, [item for item in retired if item not in asked], operation)
@@ -431,4 +433,6 @@ def _lock_names(call: Call, operation: Operation) -> tuple[str, ...]:
     else:
         found = set(written(call))
     names += [f"\0{identifier.lower()}" for identifier in found]
+    if isinstance(call.change, Promotion) and call.change.purpose == Purpose.EMERGENCY.value:
+        names.append(f"\0emergency in {call.change.environment}")  # one at a time, of whatever model
     return tuple(sorted({name for name in names if name})) or (f"\0{operation.digest}",)

@@ -48,8 +48,11 @@ class Gatherer:
         origin: Origin | None,
         *,
         everything: bool = False,
+        needs_digest: bool = False,
     ) -> Facts:
         """Fetch what *environment* needs to judge *candidate*, whose *origin* was found before; or *everything*.
+
+        *needs_digest*: the digest of its files too, whatever the rules name.
 
         Raises:
             RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
@@ -61,7 +64,7 @@ class Gatherer:
         )
         digest = None
         bound = environment.reads_records and bool(records.evidence or records.approvals)
-        if everything or bound or Source.DIGEST in environment.sources("candidate"):
+        if everything or needs_digest or bound or Source.DIGEST in environment.sources("candidate"):
             digest = await digest_of(backend, origin)  # a record is about the files its author saw
         now = self._now()
         return Facts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.backend import Backend
@@ -16,7 +17,7 @@ from service.change import (
     StageSet,
     VersionDelete,
 )
-from service.errors import InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest, NotFound
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
 from service.records import RegisteredModel
@@ -119,6 +120,31 @@ class Guard:
             for item in self._any(registry, change.model, version.aliases, (version.stage,))
         ]
 
+    async def check_uncovered(self, backend: Backend, change: Change | None, retired: Iterable[Retired]) -> None:
+        """Refuse to take the newest version out of a guarded stage where older ones are: one would be live unjudged.
+
+        Raises:
+            Conflict: there are older ones. Nothing was forwarded.
+        """
+        if not isinstance(change, StageSet | VersionDelete):
+            return
+        version = await backend.get_version(change.model, change.version)
+        for item in retired:
+            if not item.enforced or not item.environment.marked_by("stage", version.stage):
+                continue
+            newest = live_of_stage(await backend.get_model(change.model), version.stage)
+            others = [
+                other.version
+                for other in await backend.list_versions(change.model)
+                if other.stage == version.stage and other.version != change.version
+            ]
+            if newest == change.version and others:
+                message = (
+                    f"Also in the stage {version.stage}, which marks {item.environment.name!r}: version "
+                    f"{', '.join(others[:10])}. One of them would become live unjudged; archive them first."
+                )
+                raise Conflict(message)
+
     async def carries(self, backend: Backend, change: Change | None) -> list[Carried]:
         """List every version that a rename brings a mark of under the new name."""
         if not isinstance(change, ModelRename):
@@ -164,6 +190,12 @@ def marked_versions(model: RegisteredModel, mark: Mark) -> tuple[str, ...]:
     if mark.kind == "alias":
         return (model.aliases[mark.value],) if mark.value in model.aliases else ()
     return model.stages.get(mark.value, ())
+
+
+def live_of_stage(model: RegisteredModel, stage: str) -> str | None:
+    """Return the newest version in *stage*."""
+    found = model.stages.get(stage, ())
+    return found[-1] if found else None
 
 
 def live_version(model: RegisteredModel, environment: Environment) -> str | None:

@@ -53,6 +53,7 @@ async def _promotion(backend: Backend, journal: Journal, change: Promotion, oper
             ),
             verdict.get("mode", "enforce"),
             tuple(verdict.get("stale_approvals", ())),
+            verdict.get("artifact_digest"),
         ),
         version=await backend.get_version(change.model, version),
     )

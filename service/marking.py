@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from service.audit import Operation
 from service.backend import Backend
-from service.effects import MadeLive
+from service.effects import MadeLive, TakenDown
 from service.errors import GatewayError, OutcomeUnknown
 from service.guard import live_version, marked_versions
+from service.model import Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
 from service.provenance import behind, find_origin
 from service.records import LivePeriod, ModelVersion, RegisteredModel
+
+_MAX_TAKEN = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,6 @@ class Marking:
     marks: list[Mark]
     model: RegisteredModel
     candidate: ModelVersion
-    requests: tuple[str, ...] = ()
-    """Identifiers of the promotion requests that this completes."""
 
 
 def missing_marks(
@@ -84,26 +87,33 @@ async def write_marks(backend: Backend, marking: Marking, operation: Operation) 
 
 
 async def take_marks(backend: Backend, model: RegisteredModel, environment: Environment) -> list[str]:
-    """Take every mark of *environment* off *model*; return what was taken.
+    """Take every mark of *environment* off *model*, until the registry shows none; return what was taken.
+
+    A stage can have several versions, of which the registry shows the newest only.
 
     Raises:
         OutcomeUnknown: one was taken, and another was not.
     """
     taken: list[str] = []
-    for mark in environment.marks:
-        for version in marked_versions(model, mark):
-            try:
+    try:
+        for _ in range(_MAX_TAKEN):
+            left = [(mark, version) for mark in environment.marks for version in marked_versions(model, mark)]
+            if not left:
+                return taken
+            for mark, version in left:
                 if mark.kind == "alias":
                     await backend.delete_alias(model.name, mark.value)
                 else:
-                    await backend.set_stage(model.name, version, "None" if mark.value == "Archived" else "Archived")
-            except GatewayError as error:
-                if taken:
-                    message = f"The marks {', '.join(taken)} were taken, the {mark.kind} {mark.value} was not."
-                    raise OutcomeUnknown(message) from error
-                raise
-            taken.append(f"{mark.kind} {mark.value}")
-    return taken
+                    await backend.set_stage(model.name, version, "Archived")
+                taken.append(f"{mark.kind} {mark.value} of version {version}")
+            model = await backend.get_model(model.name)
+    except GatewayError as error:
+        if taken:
+            message = f"Taken: {', '.join(taken)}; another mark was not: {error.detail}"
+            raise OutcomeUnknown(message) from error
+        raise
+    message = f"After {_MAX_TAKEN} rounds there are still marks; something else writes beside the gateway."
+    raise OutcomeUnknown(message)
 
 
 async def _restore(
@@ -131,6 +141,33 @@ async def _restore(
     operation.notes.append(f"because: {cause.detail}")
 
 
+def ended_elsewhere(
+    environments: Environments, registry: str, model: RegisteredModel, names: Iterable[str], at: float
+) -> list[TakenDown]:
+    """Say in which of the environments *names* nothing is live any more, since a promotion took their stage."""
+    ended = tuple(
+        other.name
+        for other in environments.of(registry, model.name)
+        if other.name in names and not live_version(model, other)
+    )
+    return [TakenDown(registry, model.name, ended, at)] if ended else []
+
+
+class JudgedAs(TypedDict):
+    """What `made_live` takes from a verdict."""
+
+    passed: bool
+    artifact_digest: str | None
+
+
+def judged_as(verdict: Verdict | None) -> JudgedAs:
+    """Say of a verdict what is kept with the period that it began; without one nothing passed."""
+    return {
+        "passed": verdict is not None and verdict.passed,
+        "artifact_digest": verdict.artifact_digest if verdict else None,
+    }
+
+
 async def made_live(
     backend: Backend,
     environment: Environment,
@@ -142,10 +179,12 @@ async def made_live(
     reason: str,
     kind: str = "promotion",
     known: frozenset[str] | None = None,
+    passed: bool = True,
+    artifact_digest: str | None = None,
 ) -> MadeLive:
-    """Say for the journal that *version* is live in *environment*, and what stands behind it.
+    """Say for the journal that *version* is live in *environment*, and whether its gate was open for these files.
 
-    That is *known*, or looked up where the environment seals.
+    What stands behind it is *known*, or looked up where the environment seals.
     """
     if known is None:
         known = behind(version, await find_origin(backend, version)) if environment.seals else frozenset()
@@ -163,5 +202,8 @@ async def made_live(
             reason=reason,
             behind=tuple(sorted(known)),
             kind=kind,
+            artifact_digest=artifact_digest,
+            passed=passed,
+            live_as=version.model,
         ),
     )

@@ -148,11 +148,18 @@ class Verdict:
     """``enforce``; in ``warn`` and ``observe`` a closed gate refuses nothing."""
     stale_approvals: tuple[Mapping[str, str], ...] = ()
     """Approvals that do not count any more: ``{by, because}``."""
+    artifact_digest: str | None = None
+    """Of the files that were judged; None where nobody looked at them."""
 
     @property
     def refuses(self) -> bool:
         """Whether nothing may be written."""
         return not self.allowed and self.mode == "enforce"
+
+    @property
+    def passed(self) -> bool:
+        """Whether every rule passed, none of them by an emergency."""
+        return self.allowed and not any(finding.waived for finding in self.findings)
 
     @property
     def would_refuse(self) -> bool:
@@ -180,6 +187,7 @@ class Verdict:
                 for finding in self.findings
             ],
             "stale_approvals": [dict(item) for item in self.stale_approvals],
+            "artifact_digest": self.artifact_digest,
         }
 
 

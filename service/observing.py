@@ -11,8 +11,9 @@ from service.change import AliasSet, StageSet
 from service.effects import MadeLive
 from service.errors import GatewayError
 from service.guard import Guard, Retired
+from service.judging import Asked
 from service.model import Call, Need, resource
-from service.promoter import Asked, Promoter
+from service.promoter import Promoter
 from service.promotion.gate import Environment
 
 WOULD_REFUSE = "would_refuse: "

@@ -5,44 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import structlog
 
 from service.audit import Operation, Trail
 from service.backend import Backend
-from service.effects import Archived, Effect, MadeLive, Owed, RequestEnded, TakenDown
-from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
-from service.gather import Gatherer, Question, nothing
+from service.consequences import fulfilled
+from service.effects import Effect, MadeLive
+from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
+from service.gather import Gatherer, nothing
 from service.guard import live_version
-from service.marking import Marking, made_live, missing_marks, staged, write_marks
-from service.model import Principal, PromotionResult, Verdict
+from service.judging import Asked, Judge
+from service.marking import Marking, ended_elsewhere, judged_as, made_live, missing_marks, staged, write_marks
+from service.model import PromotionResult, Verdict
 from service.promotion.environments import Environments
-from service.promotion.facts import Facts
 from service.promotion.gate import Environment, Purpose
+from service.promotion.history import DRIFT
 from service.provenance import Origin, behind, find_origin
-from service.records import Debt, LivePeriod, ModelVersion, RegisteredModel
+from service.records import Debt, ModelVersion
 from service.seals import Seals
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller asks to make live."""
-
-    model: str
-    version: str
-    """Empty for a rollback to what was live before."""
-    principal: Principal
-    reason: str = ""
-    dry_run: bool = False
-    if_match: str | None = None
-    purpose: Purpose = Purpose.PROMOTION
-    ticket: str = ""
-    change: Mapping[str, str] = field(default_factory=dict)
 
 
 Retire = Callable[[Environment], Awaitable[None]]
@@ -62,9 +49,9 @@ class Promoter:
         """Judge with *gatherer*'s facts, write phases to *trail*, and seal what is judged."""
         self._environments = environments
         self._gatherer = gatherer
+        self._judge = Judge(gatherer, trail)
         self._trail = trail
         self._seals = seals
-        self._archived: set[str] = set()
 
     async def promote(
         self, backend: Backend, environment: Environment, asked: Asked, operation: Operation, retire: Retire
@@ -75,11 +62,12 @@ class Promoter:
 
         Raises:
             NotFound: no such version. Stale: If-Match names something else than what is live.
-            GateClosed: a rule failed. Conflict: an emergency before it was not reviewed. Nothing was written.
+            GateClosed: a rule failed, or an emergency before it was not reviewed. Nothing was written.
             OutcomeUnknown: a mark was sent and no answer came; it is read back.
         """
         if asked.purpose is Purpose.ROLLBACK and not asked.version:
-            asked = replace(asked, version=await self._previous(backend, asked.model, environment))
+            live = live_version(await backend.get_model(asked.model), environment)
+            asked = replace(asked, version=await self._judge.previous(backend, asked.model, environment, live))
             operation.version = asked.version
             operation.change = {**(operation.change or {}), "version": asked.version}
         candidate, model = await asyncio.gather(
@@ -105,14 +93,13 @@ class Promoter:
                 backend.name, asked.model, environment, asked.version, behind(candidate, origin)
             )
         with sealed:
-            verdict, facts = await self._judge(backend, judging, candidate, incumbent, asked, origin)
+            verdict, facts = await self._judge.verdict(backend, judging, candidate, incumbent, asked, origin)
             operation.verdict = verdict
             marks = missing_marks(self._environments, backend.name, model, candidate, environment)
-            here = (item for item in facts.requests if item.environment == environment.name)
-            marking = Marking(marks, model, candidate, tuple(item.id for item in here))
+            marking = Marking(marks, model, candidate)
             if asked.dry_run:
                 return PromotionResult(operation.id, "evaluated", asked.dry_run, live, live, verdict, candidate)
-            if not marking.marks and live == asked.version:
+            if not marking.marks and live == asked.version and await self._is_recorded(backend, environment, candidate):
                 return await self._say_unchanged(operation, verdict, candidate)
             if verdict.refuses:
                 message = (
@@ -120,8 +107,6 @@ class Promoter:
                     "nothing was written."
                 )
                 raise GateClosed(message, verdict)
-            if asked.purpose is Purpose.EMERGENCY:
-                await self._check_debts(backend.name, environment)
             if any(mark.kind == "stage" for mark in marking.marks):
                 for other in staged(self._environments, backend.name, candidate, environment):
                     if self._environments.later(other, environment):
@@ -129,63 +114,22 @@ class Promoter:
             operation.after = {"version": asked.version}
             if asked.purpose is Purpose.ROLLBACK:
                 operation.after["commit"] = await self._gatherer.commit(backend, candidate, origin)
+            operation.change = {
+                **(operation.change or {}),
+                **self._follows(backend.name, environment, asked, operation, marking),
+                "completes": [item.id for item in facts.requests if item.environment == environment.name],
+            }
             await self._trail.intent(operation)
             return await self._write(backend, environment, asked, operation, marking, origin)
 
-    async def _previous(self, backend: Backend, model: str, environment: Environment) -> str:
-        """Find the version that was live before and may be again.
-
-        Raises:
-            NotFound: there is none.
-        """
-        live = live_version(await backend.get_model(model), environment)
-        periods = await self._trail.journal.periods(backend.name, model)
-        for period in reversed(periods):
-            if period.environment != environment.name or period.kind == "drift" or period.version == live:
-                continue
-            if await self._is_good(backend, model, period):
-                return period.version
-        message = f"No version that was live in {environment.name!r} before can be rolled back to; name one in `to`."
-        raise NotFound(message)
-
-    async def _is_good(self, backend: Backend, model: str, period: LivePeriod) -> bool:
-        try:
-            found = await backend.get_version(model, period.version)
-        except NotFound:
-            return False
-        records = await self._trail.journal.version(backend.name, model, found.binding)
-        return found.binding == period.binding and found.status == "READY" and records.quarantine is None
-
-    async def _check_debts(self, registry: str, environment: Environment) -> None:
-        open_debts = await self._trail.journal.debts(registry)
-        for model, debt in open_debts:
-            if debt.environment == environment.name:
-                message = (
-                    f"The emergency {debt.id} of {model!r} in {environment.name!r} was not reviewed yet; somebody else "
-                    "than its author has to close it first. Nothing was written."
-                )
-                raise Conflict(message)
-
-    async def _judge(
-        self,
-        backend: Backend,
-        environment: Environment,
-        candidate: ModelVersion,
-        incumbent: ModelVersion | None,
-        asked: Asked,
-        origin: Origin | None,
-    ) -> tuple[Verdict, Facts]:
-        question = Question(asked.principal, asked.reason, asked.change)
-        facts = await self._gatherer.facts(backend, environment, candidate, incumbent, question, origin)
-        if environment.rules:  # each may take milliseconds, and others are served in between
-            verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
-        else:
-            verdict = environment.judge(facts, backend.name)
-        if not asked.dry_run and verdict.rules_digest not in self._archived:
-            kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
-            await self._trail.keep(kept)
-            self._archived.add(verdict.rules_digest)
-        return verdict, facts
+    async def _is_recorded(self, backend: Backend, environment: Environment, version: ModelVersion) -> bool:
+        """Tell whether the record knows that *version* is live, and not as drift."""
+        periods = await self._trail.journal.periods(backend.name, version.model)
+        return any(
+            item.until is None and item.kind != DRIFT and item.binding == version.binding
+            for item in periods
+            if item.environment == environment.name
+        )
 
     async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
         operation.after = {"version": version.version}
@@ -206,7 +150,7 @@ class Promoter:
         """
         candidate = await backend.get_version(asked.model, asked.version)
         origin = await find_origin(backend, candidate)
-        verdict, _ = await self._judge(backend, environment, candidate, None, asked, origin)
+        verdict, _ = await self._judge.verdict(backend, environment, candidate, None, asked, origin)
         operation.verdict, operation.environment = verdict, environment.name
         operation.verdicts[environment.name] = verdict
         if verdict.refuses:
@@ -225,7 +169,7 @@ class Promoter:
             operation.before = {"version": live}
             incumbent = await self._incumbent(backend, candidate, live)
             origin = await find_origin(backend, candidate)
-            operation.verdict, _ = await self._judge(backend, environment, candidate, incumbent, asked, origin)
+            operation.verdict, _ = await self._judge.verdict(backend, environment, candidate, incumbent, asked, origin)
         except GatewayError as error:
             operation.notes.append(f"could not be judged: {error.detail}")
 
@@ -252,7 +196,9 @@ class Promoter:
             operation.detail, error.operation = error.detail, operation.id
             await self._trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
             raise
-        effects += self._consequences(backend.name, environment, asked, operation, marking)
+        effects += fulfilled(operation.change or {}, operation.id, self._trail.now(), operation.principal.subject)
+        if asked.purpose is Purpose.EMERGENCY:
+            _log.error("emergency promotion", operation=operation.id, model=asked.model, environment=environment.name)
         await self._trail.outcome(operation, "succeeded", effects)
         assert operation.verdict is not None  # promote() set it
         return PromotionResult(
@@ -266,32 +212,32 @@ class Promoter:
             effects=tuple(effects),
         )
 
-    def _consequences(
+    def _follows(
         self, registry: str, environment: Environment, asked: Asked, operation: Operation, marking: Marking
-    ) -> list[Effect]:
-        """Say which requests this completes, and what an emergency owes."""
-        effects: list[Effect] = []
+    ) -> dict[str, Any]:
+        """Say for the intent what follows from the promotion, so that whoever settles it knows: see `fulfilled`."""
+        ends = [
+            other.name
+            for other in staged(self._environments, registry, marking.candidate, environment)
+            if live_version(marking.model, other) == marking.candidate.version
+        ]
+        if asked.purpose is not Purpose.EMERGENCY:
+            return {"ends": ends}
         assert operation.verdict is not None  # promote() set it
-        if asked.purpose is Purpose.EMERGENCY:
-            waived = tuple(item.rule for item in operation.verdict.findings if item.waived)
-            debt = Debt(
-                id=operation.id,
-                registry=registry,
-                model=asked.model,
-                environment=environment.name,
-                version=asked.version,
-                by=asked.principal.subject,
-                persons=tuple(sorted(asked.principal.persons)),
-                reason=asked.reason,
-                ticket=asked.ticket,
-                waived=waived,
-                at=self._trail.now(),
-            )
-            effects.append(Owed(debt))
-            _log.error("emergency promotion", operation=operation.id, model=asked.model, environment=environment.name)
-        at, by = self._trail.now(), asked.principal.subject
-        effects += [RequestEnded(item, "completed", at, by, operation.id) for item in marking.requests]
-        return effects
+        debt = Debt(
+            id=operation.id,
+            registry=registry,
+            model=asked.model,
+            environment=environment.name,
+            version=asked.version,
+            by=asked.principal.subject,
+            persons=tuple(sorted(asked.principal.persons)),
+            reason=asked.reason,
+            ticket=asked.ticket,
+            waived=tuple(item.rule for item in operation.verdict.findings if item.waived),
+            at=self._trail.now(),
+        )
+        return {"ends": ends, "debt": asdict(debt)}
 
     async def _read_back(
         self,
@@ -321,23 +267,13 @@ class Promoter:
                     reason=operation.reason,
                     kind=asked.purpose.value,
                     known=behind(version, origin) if version.binding == marking.candidate.binding else None,
+                    **judged_as(operation.verdict),
                 )
             ]
         except RegistryUnavailable as error:  # written, but not seen to be
             raise OutcomeUnknown(error.detail) from error
-        return [*effects, *self._ended_elsewhere(backend.name, environment, marking, model)], version
-
-    def _ended_elsewhere(
-        self, registry: str, environment: Environment, marking: Marking, model: RegisteredModel
-    ) -> list[TakenDown]:
-        """Say where the version is not live any more, because this environment took its stage."""
-        version = marking.candidate.version
-        ended = tuple(
-            other.name
-            for other in staged(self._environments, registry, marking.candidate, environment)
-            if live_version(marking.model, other) == version and live_version(model, other) is None
-        )
-        return [TakenDown(registry, model.name, ended, self._trail.now())] if ended else []
+        ends = (operation.change or {}).get("ends", ())
+        return [*effects, *ended_elsewhere(self._environments, backend.name, model, ends, self._trail.now())], version
 
     async def made_live(
         self,
@@ -355,4 +291,5 @@ class Promoter:
             by=operation.principal.subject,
             operation=operation.id,
             reason=operation.reason,
+            **judged_as(operation.verdicts.get(environment.name, operation.verdict)),
         )

@@ -13,12 +13,12 @@ import structlog
 
 from service.audit import OpenOperation
 from service.backend import Backend
-from service.consequences import consequences
+from service.consequences import consequences, debt_of, fulfilled
 from service.effects import Effect, MadeLive, Registered
 from service.errors import GatewayError, NotFound
 from service.gateway import Gateway
 from service.guard import live_version, marked_versions
-from service.marking import made_live, missing_marks, write_mark
+from service.marking import ended_elsewhere, made_live, missing_marks, write_mark
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod
 from service.unsettled import Outcome
@@ -110,7 +110,8 @@ class Reconciler:
                 outcome = "failed" if self._is_late(found) else None
             if outcome is None:
                 return False
-            effects = [*effects, *_follow(found)] if done else []
+            unproven = debt_of(change) if outcome == "unknown" else []  # an emergency that may have been done
+            effects = [*effects, *_follow(found)] if done else unproven
             await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
             self._gateway.follow(effects)
             if names:
@@ -152,28 +153,38 @@ class Reconciler:
             return None, "the environment is not configured any more", []
         model = await backend.get_model(change["model"])
         live = live_version(model, environment)
-        if live is None or live != change["version"]:
-            return False, f"read back: {live or 'nothing'} is live in {name}", []
+        periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
+        later = any(item.environment == name and item.since > found.at for item in periods)
+        if live is None or live != change["version"]:  # it may have been live until something later came
+            return None if later else False, f"read back: {live or 'nothing'} is live in {name}", []
         seen = f"read back: version {live} is live in {name}"
         version = await backend.get_version(change["model"], live)
-        for mark in missing_marks(self._environments, backend.name, model, version, environment):
+        records = await self._gateway.trail.journal.version(backend.name, version.model, version.binding)
+        marks = missing_marks(self._environments, backend.name, model, version, environment)
+        if marks and records.quarantine is not None:
+            seen, marks = f"{seen}; it was put in quarantine meanwhile, and no other mark is written", []
+        for mark in marks:
             await write_mark(backend, change["model"], mark, live)  # the gate was open: the promotion is completed
             seen += f"; the {mark.kind} {mark.value} was missing and is written"
-        periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
-        if any(item.environment == name and item.since > found.at for item in periods):
-            return True, f"{seen}, by a later promotion", []
         data = found.intent["data"]
+        by = data["actor"]["subject"]
+        done = fulfilled(change, found.operation, self._gateway.trail.now(), by)
+        if later:
+            return True, f"{seen}, by a later promotion", done
         effect = await made_live(
             backend,
             environment,
             version,
             since=found.at,
-            by=data["actor"]["subject"],
+            by=by,
             operation=found.operation,
             reason=data["reason"],
             kind=change.get("purpose", "promotion"),
+            passed=_passed(data["verdict"]),
+            artifact_digest=(data["verdict"] or {}).get("artifact_digest"),
         )
-        return True, seen, [effect]
+        ended = ended_elsewhere(self._environments, backend.name, model, change.get("ends", ()), found.at)
+        return True, seen, [effect, *ended, *done]
 
     async def _prove_retirement(self, backend: Backend, change: Mapping[str, Any], name: str) -> Proof:
         environment = self._environments.get(backend.name, change["model"], name)
@@ -246,6 +257,11 @@ class Reconciler:
             tags = (await backend.get_model(change["model"])).tags
         wanted = change.get("value") if kind == "TagSet" else None
         return tags.get(change["key"]) == wanted, "read back: the tag", []
+
+
+def _passed(verdict: Mapping[str, Any] | None) -> bool:
+    """Tell of a recorded verdict whether every rule passed, none of them by an emergency."""
+    return bool(verdict and verdict["allowed"]) and not any(item["waived"] for item in (verdict or {})["findings"])
 
 
 def _follow(found: OpenOperation) -> list[Effect]:

@@ -140,7 +140,15 @@ class LivePeriod:
     behind: tuple[str, ...] = ()
     """The run and the logged model it was made from."""
     kind: str = "promotion"
-    """``promotion``, ``rollback``, ``emergency``, ``baseline``, or ``drift``: a mark moved beside the gateway."""
+    """``promotion``, ``rollback``, ``emergency``, ``baseline``, ``revert``, or ``drift``: a mark moved beside the
+    gateway."""
+    artifact_digest: str | None = None
+    """Of the files it was judged with; None where nobody looked at them."""
+    passed: bool = True
+    """Its gate was open for it; not so for drift, for what was only observed, and for an emergency until its debt is
+    closed."""
+    live_as: str = ""
+    """The name that the model had then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from service.change import ModelRename
 from service.effects import MadeLive
 from service.errors import Denied, GatewayError, NotFound
 from service.guard import Carried, Guard
+from service.judging import Asked
 from service.model import STAGES, Call, Need, resource
 from service.observing import Observer
-from service.promoter import Asked, Promoter
+from service.promoter import Promoter
 from service.promotion.environments import Environments
 from service.records import ModelVersion, RegisteredModel
 

@@ -92,6 +92,7 @@ class VerdictBody(Struct):
     mode: str = "enforce"
     would_refuse: bool = False
     stale_approvals: list[StaleApproval] = []
+    artifact_digest: str | None = None
 
 
 class PromotionBody(Struct):
@@ -142,8 +143,12 @@ class LiveBody(Struct):
 
 
 class PeriodBody(Struct):
-    """From when to when a version was live, and why."""
+    """From when to when a version was live, and why.
 
+    `model` is the name it had then. `passed`: its gate was open for it.
+    """
+
+    model: str
     version: str
     since: str
     until: str | None
@@ -151,6 +156,8 @@ class PeriodBody(Struct):
     promotion: str
     reason: str
     kind: str
+    passed: bool
+    artifact_digest: str | None
     verdict: VerdictBody | None
 
 

@@ -131,6 +131,7 @@ def live(environment: str, item: Live) -> s.LiveBody:
 def period(item: LivePeriod, verdict: Any) -> s.PeriodBody:
     """Give from when to when a version was live."""
     return s.PeriodBody(
+        item.live_as,
         item.version,
         stamp(item.since),
         stamp_or_none(item.until),
@@ -138,6 +139,8 @@ def period(item: LivePeriod, verdict: Any) -> s.PeriodBody:
         item.operation,
         item.reason,
         item.kind,
+        item.passed,
+        item.artifact_digest,
         verdict_body(verdict) if verdict else None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,9 @@ class LiveDesk:
         )
         same = period is not None and period.binding == version.binding
         drifted = periods is not None and not (same and period is not None and period.kind != "drift")
-        return Live(version.version, version, period if same else None, mlmodel, digest, etag(version), drifted=drifted)
+        found = period if same else None
+        digest = _judged(found) or digest
+        return Live(version.version, version, found, mlmodel, digest, etag(version), drifted=drifted)
 
     async def _periods(self, registry: str, model: str) -> list[LivePeriod] | None:
         try:
@@ -114,14 +117,14 @@ class LiveDesk:
             NotFound: no such environment, or nothing was live in it then. JournalUnavailable.
         """
         backend, environment = await self._open(caller, registry, model, name, "getEnvironment")
-        periods = await self._desk.journal.periods(registry, model)
+        periods = await self._desk.journal.periods_named(registry, model)
         period = next(
             (
                 item
                 for item in reversed(periods)
                 if item.environment == environment.name
-                and item.since <= moment
-                and (item.until is None or moment < item.until)
+                and _shown(item.since) <= moment
+                and (item.until is None or moment < _shown(item.until))
             ),
             None,
         )
@@ -133,8 +136,9 @@ class LiveDesk:
         except NotFound:
             found = None
         if found is None or found.binding != period.binding:
-            return Live(period.version, None, period, None, None, "", drifted=period.kind == "drift")
+            return Live(period.version, None, period, None, _judged(period), "", drifted=period.kind == "drift")
         mlmodel, digest = await asyncio.gather(backend.get_mlmodel(model, period.version), self._digest(backend, found))
+        digest = _judged(period) or digest
         return Live(period.version, found, period, mlmodel, digest, etag(found), drifted=period.kind == "drift")
 
     async def history(
@@ -157,3 +161,13 @@ class LiveDesk:
         backend, environment = await self._open(caller, registry, model, name, "checkEnvironment")
         await backend.get_model(model)
         return await self._drift.look(backend, model, environment)
+
+
+def _judged(period: LivePeriod | None) -> str | None:
+    """Return the digest of the files that a version became live with, where they were looked at."""
+    return period.artifact_digest if period and period.artifact_digest != UNVERIFIABLE else None
+
+
+def _shown(at: float) -> float:
+    """Return a time as answers show it, in whole milliseconds: who asks about a time that was shown gets what began."""
+    return math.floor(at * 1000) / 1000

@@ -170,6 +170,12 @@ class Reads:
         rows = await self._rows(_PERIODS, registry=registry, model=model)
         return [_period(row) for row in rows]
 
+    async def periods_named(self, registry: str, name: str) -> list[LivePeriod]:
+        """List what was live when in the model that had this *name* then, oldest first."""
+        c = t.periods.c
+        query = select(t.periods).where(c.registry == registry, c.live_as == name).order_by(c.since, c.id)
+        return [_period(row) for row in await self._rows(query)]
+
     async def live(self) -> list[tuple[str, str, LivePeriod]]:
         """List what is live everywhere by record: registry, model, period."""
         rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
@@ -269,4 +275,7 @@ def _period(row: Any) -> LivePeriod:
         row.reason,
         tuple(row.behind),
         row.kind,
+        row.artifact_digest,
+        row.passed,
+        row.live_as,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import BadConfiguration
 
-HEAD = "0003"
+HEAD = "0004"
 """The schema this version reads and writes."""
 _PREFIX = "sqlite:///"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -73,6 +73,9 @@ periods = Table(
     Column("reason", Text, nullable=False),
     Column("behind", JSON, nullable=False),
     Column("kind", String(20), nullable=False),
+    Column("artifact_digest", String(64)),
+    Column("passed", Boolean, nullable=False),
+    Column("live_as", Text, nullable=False),
     Index("periods_model", "registry", "model", "environment"),
 )
 

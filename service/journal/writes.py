@@ -48,6 +48,8 @@ _END = update(t.periods).where(
     t.periods.c.until.is_(None),
 )
 _END_ONE = _END.where(t.periods.c.environment == bindparam("in_environment")).values(until=bindparam("at"))
+_PASSED = update(t.periods).where(t.periods.c.operation == bindparam("by_operation")).values(passed=True)
+"""Somebody else has looked at an emergency."""
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
 
@@ -113,7 +115,7 @@ def _apply(connection: Connection, effect: f.Effect) -> None:
             connection.execute(insert(t.creations), {**row, "registry": effect.registry})
         case f.MadeLive():
             _end(connection, effect.registry, effect.model, (effect.period.environment,), effect.period.since)
-            row = dataclasses.asdict(effect.period)
+            row = {**dataclasses.asdict(effect.period), "live_as": effect.model}
             connection.execute(_INSERT_PERIOD, {**row, "registry": effect.registry, "model": effect.model})
         case f.TakenDown():
             _end(connection, effect.registry, effect.model, effect.environments, effect.at)
@@ -164,6 +166,7 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
         case f.Paid():
             closed = {"closed_at": effect.at, "closed_by": effect.by, "closing_reason": effect.reason}
             _set(connection, t.debts, effect.debt_id, **closed)
+            connection.execute(_PASSED, {"by_operation": effect.debt_id})
         case f.Answered():
             _answer(connection, effect)
 

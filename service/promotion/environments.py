@@ -28,7 +28,7 @@ from service.records import Capabilities
 from service.strict import check_alias
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_STAGES = ("Staging", "Production", "Archived")
+_STAGES = ("Staging", "Production")
 _At = tuple[str | int, ...]
 
 

@@ -148,6 +148,8 @@ class Facts:
     """Those that are open, and whose authors therefore ask to promote the candidate."""
     quarantine: str | None = None
     """Why the candidate is in quarantine; None if it is not."""
+    debt: str = ""
+    """For an emergency: the one before it that nobody has reviewed."""
     change: Mapping[str, str] = field(default_factory=dict)
     """The change record of the request: ``id``, ``window``, ``fallback``."""
 

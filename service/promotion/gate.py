@@ -17,6 +17,7 @@ from service.model import Finding, Verdict
 from service.promotion.approving import Judged, Quorum, Seen, concerned_in, judge_approvals, missing_of
 from service.promotion.expression import Expression
 from service.promotion.facts import LANGUAGE, Facts, Source, is_self_reported, newest_evidence, sources_of
+from service.promotion.history import DRIFT, passed_before
 from service.promotion.needs import resolve
 from service.promotion.proof import key_id
 from service.promotion.schedule import AllowedTimes, Freeze
@@ -25,7 +26,16 @@ from service.records import Evidence
 from service.strict import folded
 
 BUILT_IN = frozenset(
-    {"ready", "not-rejected", "not-quarantined", "allowed-times", "freeze", "reason-given", "was-live-before"}
+    {
+        "ready",
+        "not-rejected",
+        "debts-closed",
+        "not-quarantined",
+        "allowed-times",
+        "freeze",
+        "reason-given",
+        "was-live-before",
+    }
 )
 """Findings every gate has. No rule is named like one, or with ``after-`` or ``approvals-`` before its name."""
 _MAX_FACT_CHARACTERS = 200
@@ -122,6 +132,8 @@ class Environment:
     on_drift: str = "report"
     """``report``, or ``revert``: a mark moved beside the gateway is moved back."""
     purpose: Purpose = Purpose.PROMOTION
+    approved_under: str = ""
+    """For a rollback: the digest of the promotion's rules, which approvals are bound to."""
 
     def covers(self, registry: str, model: str) -> bool:
         """Tell whether *model* of *registry* has this environment."""
@@ -159,6 +171,7 @@ class Environment:
                 quorums=(),
                 allowed_times=(),
                 freezes=(),
+                approved_under=self.rules_digest,
             )
         return self if purpose is self.purpose else dataclasses.replace(self, purpose=purpose)
 
@@ -285,7 +298,7 @@ class Environment:
             findings = [self._waive(item) for item in findings]
         stale = tuple({"by": item.by, "because": because} for item, because in judged.stale)
         allowed = not any(finding.blocks for finding in findings)
-        return Verdict(allowed, digest, tuple(findings), self.mode, stale)
+        return Verdict(allowed, digest, tuple(findings), self.mode, stale, facts.artifact_digest)
 
     def judge_rules(self, document: Mapping[str, Any]) -> list[Finding]:
         """Give the finding of each rule over *document*, the rules' variables; a dry test of rules needs no more."""
@@ -312,7 +325,7 @@ class Environment:
         concerned = concerned_in(registrants, facts.evidence, facts.askers | facts.principal.persons)
         seen = Seen(
             self.name,
-            digest,
+            self.approved_under or digest,
             facts.artifact_digest,
             facts.incumbent_binding,
             facts.now,
@@ -324,12 +337,14 @@ class Environment:
     def _built_in(self, facts: Facts, document: Mapping[str, Any], judged: Judged) -> Iterator[Finding]:
         if self.purpose is Purpose.ROLLBACK:
             yield from _rollback(facts, self.name)
+        if facts.debt:
+            because = f"the emergency {facts.debt} was not reviewed yet; somebody else than its author has to close it"
+            yield Finding("debts-closed", passed=False, because=because)
         yield from self._after(document)
         yield from self._times(facts.now)
         for item in judged.vetoes:
             because = f"rejected by {item.by}: {item.reason or 'no reason given'}"
-            if self.purpose is not Purpose.ROLLBACK:
-                yield Finding("not-rejected", passed=False, because=because)
+            yield Finding("not-rejected", passed=False, because=because)
         for quorum in self.quorums:
             left = missing_of(quorum, judged.approvals)
             because = f"{quorum.count} of {quorum.group} must approve" + (f"; {left} more needed" if left else "")
@@ -376,13 +391,18 @@ def _quarantine(facts: Facts) -> Iterator[Finding]:
 
 def _rollback(facts: Facts, environment: str) -> Iterator[Finding]:
     yield Finding("reason-given", bool(facts.reason.strip()), "a rollback needs a reason")
-    version = facts.candidate.version
-    been = any(
-        period.environment == environment and period.binding == version.binding and period.kind != "drift"
-        for period in facts.candidate.periods
-    )
-    because = f"was live in {environment}" if been else f"was never live in {environment} by record"
-    yield Finding("was-live-before", been, because)
+    periods = facts.candidate.periods
+    passed = passed_before(periods, environment, facts.candidate.version.binding)
+    same = [item for item in passed if item.artifact_digest in (None, facts.artifact_digest)]
+    if same:
+        because = f"was live in {environment}"
+    elif passed:
+        because = f"its files are not those that were live in {environment}"
+    elif any(item.environment == environment and item.kind != DRIFT for item in periods):
+        because = f"was live in {environment}, but its gate was not open for it"
+    else:
+        because = f"was never live in {environment} by record"
+    yield Finding("was-live-before", bool(same), because)
 
 
 def _find(rule: Rule, document: Mapping[str, Any], activation: Any) -> Finding:

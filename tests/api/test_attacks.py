@@ -440,7 +440,7 @@ async def test_a_write_to_what_is_being_judged_waits(running, tmp_path):
         client = Client(it.application.asgi)
         version = await register(it, client)
         await satisfy(client, version)
-        judge = it.application.gateway._promoter._judge
+        judge = it.application.gateway._promoter._judge.verdict
         message = {"run_id": run_of(it), "key": "accuracy", "value": 1.0, "timestamp": 2}
         seen = []
 
@@ -448,7 +448,7 @@ async def test_a_write_to_what_is_being_judged_waits(running, tmp_path):
             seen.append(await client.rpc("POST", "runs/log-metric", **message))
             return await judge(*arguments)
 
-        it.application.gateway._promoter._judge = look
+        it.application.gateway._promoter._judge.verdict = look
         assert (await promote(client, version)).status == 200
         assert (seen[0].status, seen[0].headers["retry-after"]) == (503, "1")
         assert (await client.rpc("POST", "runs/log-metric", **message)).status == 409

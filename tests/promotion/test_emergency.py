@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from service.backends.memory import MemoryTransport
+from service.errors import JournalUnavailable, OutcomeUnknown
 from tests.client import Client
-from tests.promotion.flow import alias_of, ask, register, simple
+from tests.promotion.flow import alias_of, ask, environments, register, simple
 
 RULES = (
     "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: low, waivable: true},"
@@ -53,7 +57,9 @@ async def test_an_open_debt_blocks_the_next_and_another_person_closes_it(running
             await validated(client, version)
         debt = (await ask(lead, "promotions", first, emergency=WHY)).json["id"]
         blocked = await ask(admin, "promotions", second, emergency=WHY)
-        assert (blocked.status, debt in blocked.json["detail"]) == (409, True)
+        assert blocked.status == 409
+        (open_debt,) = [f for f in blocked.json["verdict"]["findings"] if f["rule"] == "debts-closed"]
+        assert (open_debt["passed"], debt in open_debt["because"]) == (False, True)
         review = f"{DEBTS}/{debt}/reviews"
         assert (await lead("POST", review, {"reason": "fine"})).status == 403
         assert (await client.be("service:ci")("POST", review, {"reason": "fine"})).status == 403
@@ -73,6 +79,90 @@ async def test_reason_and_ticket_are_needed(running, tmp_path, emergency):
         client = Client(it.application.asgi)
         version = await register(it, client)
         assert (await ask(client, "promotions", version, emergency=emergency)).status == 400
+
+
+class Lossy(MemoryTransport):
+    """Does what it is asked, and the answer is lost."""
+
+    loses = ""
+
+    async def send(self, request, *, writes, trace=""):
+        answer = await super().send(request, writes=writes, trace=trace)
+        if self.loses and request.rpc.endswith(self.loses):
+            message = "no answer"
+            raise OutcomeUnknown(message)
+        return answer
+
+
+@pytest.mark.parametrize("fault", ["answer", "journal"])
+async def test_a_lost_outcome_leaves_its_debt_and_completes_its_request(running, tmp_path, fault):
+    memory = Lossy()
+    async with running(memory, environments=simple(tmp_path, "", RULES)) as it:
+        client = Client(it.application.asgi)
+        lead = client.be("user:lead")
+        first, second = await register(it, client, accuracy=0.1), await register(it, client, accuracy=0.2)
+        for version in (first, second):
+            await validated(client, version)
+        assert (await ask(client.be("user:scientist"), "promotion-requests", first)).status == 201
+        append = it.application.journal.append
+
+        async def late(events, effects=(), **more):
+            if any(item["data"]["phase"] == "outcome" for item in events):
+                message = "late"
+                raise JournalUnavailable(message)
+            return await append(events, effects, **more)
+
+        if fault == "answer":
+            memory.loses = "setRegisteredModelAlias"
+        else:
+            it.application.journal.append = late
+        hasty = await ask(lead, "promotions", first, emergency=WHY)
+        assert hasty.status == (504 if fault == "answer" else 200)
+        memory.loses, it.application.journal.append = "", append
+        blocked = await ask(lead, "promotions", second, emergency=WHY)  # before anybody has settled the first
+        assert blocked.json["verdict"]["findings"][-3]["rule"] == "debts-closed", blocked.body
+        await it.application.reconciler.sweep()
+        (debt,) = (await client("GET", DEBTS)).json["emergencies"]
+        assert (debt["by"], debt["waived"], debt["version"]) == ("user:lead", ["floor"], first)
+        assert (await client("GET", "/v1/promotion-requests")).json["promotion_requests"] == []
+        assert (await ask(lead, "promotions", second, emergency=WHY)).status == 409
+
+
+async def test_of_several_at_once_in_one_environment_one_passes(running, tmp_path):
+    floor = RULES.split(", {name: tested", maxsplit=1)[0].rstrip(",") + "]"
+    async with running(environments=simple(tmp_path, "", floor)) as it:
+        client = Client(it.application.asgi)
+        models = [f"m{index}" for index in range(5)]
+        for model in models:
+            await register(it, client, model=model, accuracy=0.1)
+        asked = (ask(client.be("user:lead"), "promotions", "1", model=model, emergency=WHY) for model in models)
+        assert sorted(answer.status for answer in await asyncio.gather(*asked)) == [200, 409, 409, 409, 409]
+        assert len((await client("GET", DEBTS)).json["emergencies"]) == 1
+
+
+async def test_a_version_in_quarantine_gets_no_further_mark_when_a_promotion_is_settled(running, tmp_path):
+    class Silent(MemoryTransport):
+        silent = True
+
+        async def send(self, request, *, writes, trace=""):
+            if self.silent and request.rpc.endswith("transitionModelVersionStage"):
+                message = "no answer"
+                raise OutcomeUnknown(message)
+            return await super().send(request, writes=writes, trace=trace)
+
+    memory = Silent()
+    text = "environments:\n  production: {marks: [{alias: champion}, {stage: Production}], rules: []}\n"
+    async with running(memory, environments=environments(tmp_path, text)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await ask(client, "promotions", version)).status == 504
+        quarantine = f"/v1/registries/main/models/iris/versions/{version}/quarantine"
+        assert (await client.be("user:lead")("POST", quarantine, {"reason": "leaked"})).status == 201
+        memory.silent = False
+        await it.application.reconciler.sweep()
+        assert memory.models["iris"]["versions"][version]["current_stage"] == "None"
+        settled = (await it.events(action="environment:promote", phase="reconciled"))[0]["data"]
+        assert (settled["outcome"], "quarantine" in settled["detail"]) == ("succeeded", True)
 
 
 async def test_the_right_is_its_own(running, tmp_path):

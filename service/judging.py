@@ -1,0 +1,118 @@
+"""Judges one version for one environment: fetches the facts, asks the gate, and keeps the rules by their digest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from service.audit import Journal, Trail
+from service.backend import Backend
+from service.effects import Archived
+from service.errors import NotFound
+from service.gather import Gatherer, Question
+from service.model import Principal, Verdict
+from service.promotion.facts import Facts
+from service.promotion.gate import Environment, Purpose
+from service.promotion.history import passed_before, way_back
+from service.provenance import Origin
+from service.records import LivePeriod, ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asks to make live."""
+
+    model: str
+    version: str
+    """Empty for a rollback to what was live before."""
+    principal: Principal
+    reason: str = ""
+    dry_run: bool = False
+    if_match: str | None = None
+    purpose: Purpose = Purpose.PROMOTION
+    ticket: str = ""
+    change: Mapping[str, str] = field(default_factory=dict)
+
+
+class Judge:
+    """Gives verdicts. The caller holds the model's lock."""
+
+    def __init__(self, gatherer: Gatherer, trail: Trail) -> None:
+        """Judge with *gatherer*'s facts; keep the rules through *trail*."""
+        self._gatherer = gatherer
+        self._trail = trail
+        self._archived: set[str] = set()
+
+    async def verdict(
+        self,
+        backend: Backend,
+        environment: Environment,
+        candidate: ModelVersion,
+        incumbent: ModelVersion | None,
+        asked: Asked,
+        origin: Origin | None,
+    ) -> tuple[Verdict, Facts]:
+        """Judge *candidate* for *environment*, which is as it is for the purpose asked.
+
+        Raises:
+            RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
+        """
+        question = Question(asked.principal, asked.reason, asked.change)
+        lived: list[LivePeriod] = []
+        if environment.purpose is Purpose.ROLLBACK:
+            periods = await self._trail.journal.periods(backend.name, candidate.model)
+            lived = [item for item in periods if item.binding == candidate.binding]
+        digest = any(item.artifact_digest for item in passed_before(lived, environment.name, candidate.binding))
+        facts = await self._gatherer.facts(
+            backend, environment, candidate, incumbent, question, origin, needs_digest=digest
+        )
+        if environment.purpose is Purpose.ROLLBACK:
+            facts = replace(facts, candidate=replace(facts.candidate, periods=lived))
+        elif environment.purpose is Purpose.EMERGENCY:
+            facts = replace(facts, debt=await self._open_debt(backend.name, environment))
+        if environment.rules:  # each may take milliseconds, and others are served in between
+            verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
+        else:
+            verdict = environment.judge(facts, backend.name)
+        if not asked.dry_run and verdict.rules_digest not in self._archived:
+            kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
+            await self._trail.keep(kept)
+            self._archived.add(verdict.rules_digest)
+        return verdict, facts
+
+    async def _open_debt(self, registry: str, environment: Environment) -> str:
+        """Return the emergency in *environment* that nobody has reviewed, also one whose outcome is not known yet."""
+        for _, debt in await self._trail.journal.debts(registry):
+            if debt.environment == environment.name:
+                return debt.id
+        for found in await self._trail.journal.unsettled():
+            change = found.change or {}
+            here = (found.registry, change.get("environment")) == (registry, environment.name)
+            if here and change.get("purpose") == Purpose.EMERGENCY.value:
+                return found.operation
+        return ""
+
+    async def previous(self, backend: Backend, model: str, environment: Environment, live: str | None) -> str:
+        """Find the version that was live before and may be again.
+
+        Raises:
+            NotFound: there is none.
+        """
+        journal = self._trail.journal
+        periods = await journal.periods(backend.name, model)
+        for period in way_back(periods, environment.name):
+            if period.version != live and period.passed and await is_good(backend, journal, model, period):
+                return period.version
+        message = f"No version that was live in {environment.name!r} before can be rolled back to."
+        raise NotFound(message)
+
+
+async def is_good(backend: Backend, journal: Journal, model: str, period: LivePeriod) -> bool:
+    """Tell whether what was live then is still there, and not in quarantine."""
+    try:
+        found = await backend.get_version(model, period.version)
+    except NotFound:
+        return False
+    records = await journal.version(backend.name, model, found.binding)
+    return found.binding == period.binding and found.status == "READY" and records.quarantine is None
