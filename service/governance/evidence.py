@@ -12,8 +12,7 @@ from service.effects import Posted
 from service.errors import InvalidRequest
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
-from service.promotion.gate import EvidenceTerms
-from service.promotion.proof import check_evidence, check_model_signature, verify
+from service.promotion.proof import PROOF_TYPES, check_evidence, check_model_signature, verify
 from service.provenance import FileDigest, digest_of_files, file_digests, origin_of_version
 from service.records import Evidence
 
@@ -67,16 +66,19 @@ class EvidenceDesk:
             origin = await origin_of_version(backend, found)
             files = await file_digests(backend, origin)
             digest = digest_of_files(origin, files)
-            keys = tuple(
-                key
-                for environment in self._desk.environments.of(registry, model)
-                for key in environment.evidence.get(claim.kind, EvidenceTerms()).keys
-            )
-            proof = await asyncio.to_thread(_verified, claim, keys, files, digest) if claim.proof else None
+            proof = None
+            if claim.proof is not None:
+                keys = self._keys(registry, model, claim)
+                proof = await asyncio.to_thread(_verified, claim, keys, files, digest)
             posted = dataclasses.replace(evidence, artifact_digest=digest, proof=proof)
             return Posted(registry, model, found.binding, posted)
 
         return (await self._desk.store(operation, model, version, make)).evidence
+
+    def _keys(self, registry: str, model: str, claim: Claim) -> tuple[str, ...]:
+        """List the keys that prove this kind of evidence by this kind of proof, in any environment."""
+        kinds = (item.evidence.get(claim.kind) for item in self._desk.environments.of(registry, model))
+        return tuple(key for terms in kinds if terms and {terms.proof} == set(claim.proof or ()) for key in terms.keys)
 
     async def list(self, caller: Caller, registry: str, model: str, version: str) -> list[Evidence]:
         """List the evidence about a version, oldest first."""
@@ -91,19 +93,21 @@ def _verified(claim: Claim, keys: Sequence[str], files: Sequence[FileDigest], di
         InvalidRequest: it does not hold.
     """
     proof = claim.proof or {}
-    if not keys:
-        message = f"No key is configured for evidence of the kind {claim.kind!r}; nothing is stored."
+    if set(proof) not in ({"dsse"}, {"model_signing"}):
+        message = "proof is {dsse: envelope} or {model_signing: bundle}; nothing is stored."
         raise InvalidRequest(message)
-    if set(proof) == {"dsse"}:
-        statement = verify(proof["dsse"], keys)
+    (form,) = proof
+    if not keys:
+        message = f"No key is configured for evidence of the kind {claim.kind!r} by {form}; nothing is stored."
+        raise InvalidRequest(message)
+    if form == "dsse":
+        statement = verify(proof[form], keys)
         check_evidence(statement, kind=claim.kind, result=claim.result, facts=claim.facts, artifact_digest=digest)
-        return {"type": "dsse", "key": statement.key, "digest": statement.digest}
-    if set(proof) == {"model_signing"} and isinstance(proof["model_signing"], dict):
-        statement = verify(proof["model_signing"].get("dsseEnvelope"), keys)
-        if claim.result != "passed" or len({file.root for file in files}) != 1:
-            message = "A model's signature proves a result `passed` about files in one place; nothing is stored."
+    else:  # it names the files and nothing else, so it proves nothing else
+        bundle = proof[form]
+        statement = verify(bundle.get("dsseEnvelope") if isinstance(bundle, dict) else None, keys)
+        if claim.result != "passed" or claim.facts or len({file.root for file in files}) != 1:
+            message = "A model's signature proves `passed` without facts, about files in one place; nothing is stored."
             raise InvalidRequest(message)
         check_model_signature(statement, [(file.name, file.sha256) for file in files])
-        return {"type": "model-signing", "key": statement.key, "digest": statement.digest}
-    message = "proof is {dsse: envelope} or {model_signing: bundle}; nothing is stored."
-    raise InvalidRequest(message)
+    return {"type": PROOF_TYPES[form], "key": statement.key, "digest": statement.digest}

@@ -156,7 +156,7 @@ class _Reader:
                 check_key(key)
             except ValueError as error:
                 raise self._file.error(f"keys: {error}", *at, "keys", index) from None
-        return EvidenceTerms(self._seconds(raw.expire_after, (*at, "expire_after")), keys)
+        return EvidenceTerms(self._seconds(raw.expire_after, (*at, "expire_after")), keys, raw.proof)
 
     def _times(self, raw: TimesShape, at: _At) -> AllowedTimes:
         try:

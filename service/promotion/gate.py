@@ -19,7 +19,7 @@ from service.promotion.expression import Expression
 from service.promotion.facts import LANGUAGE, Facts, Source, is_self_reported, newest_evidence, sources_of
 from service.promotion.history import DRIFT, passed_before
 from service.promotion.needs import resolve
-from service.promotion.proof import key_id
+from service.promotion.proof import PROOF_TYPES, key_id
 from service.promotion.schedule import AllowedTimes, Freeze
 from service.promotion.syntax import Path, dotted
 from service.records import Evidence
@@ -88,6 +88,16 @@ class EvidenceTerms:
     """Seconds."""
     keys: tuple[str, ...] = ()
     """PEM texts of public keys; without any, no proof is asked."""
+    proof: str = "dsse"
+    """What proves it, by one of the keys: ``dsse`` or ``model_signing``."""
+
+    def proved(self, item: Evidence) -> bool:
+        """Tell whether *item* has the proof that is asked for."""
+        if not self.keys:
+            return True
+        proof = item.proof or {}
+        by_key = proof.get("key") in {key_id(key) for key in self.keys}
+        return by_key and proof.get("type") == PROOF_TYPES[self.proof]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +260,11 @@ class Environment:
             "review_needed": self.review_needed,
             "approvals_expire": self.approvals_expire,
             "evidence": {
-                kind: [terms.expire_after, sorted(hashlib.sha256(key.encode()).hexdigest() for key in terms.keys)]
+                kind: [
+                    terms.expire_after,
+                    sorted(hashlib.sha256(key.encode()).hexdigest() for key in terms.keys),
+                    terms.proof,
+                ]
                 for kind, terms in self.evidence.items()
             },
             "allowed_times": [str(item) for item in self.allowed_times],
@@ -317,7 +331,7 @@ class Environment:
             return False
         if terms.expire_after is not None and item.at + terms.expire_after <= facts.now:
             return False
-        return not terms.keys or (item.proof or {}).get("key") in {key_id(key) for key in terms.keys}
+        return terms.proved(item)
 
     def _judge_approvals(self, facts: Facts, digest: str) -> Judged:
         creation = facts.candidate.creation

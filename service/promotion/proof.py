@@ -26,6 +26,8 @@ EVIDENCE = "https://registry-gateway.dev/evidence/v1"
 """The predicate: ``{kind, result, facts}``, as they are posted."""
 MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
 """The predicate of OpenSSF model-signing: the digest of each file (model_signing/_signing/signing.py)."""
+PROOF_TYPES: Mapping[str, str] = {"dsse": "dsse", "model_signing": "model-signing"}
+"""What a proof is posted as -> its type in the evidence."""
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _MAX_SIGNATURES = 10
 _MIN_RSA_BITS = 2048

@@ -62,6 +62,10 @@ class EvidenceShape(Shape, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         Meta(description="PEM files of public keys; evidence of this kind counts only with a proof by one of them."),
     ] = ()
+    proof: Annotated[
+        Literal["dsse", "model_signing"],
+        Meta(description="What proves it: a signed statement, or the model's own signature, which says nothing else."),
+    ] = "dsse"
 
 
 class TimesShape(Shape, frozen=True, forbid_unknown_fields=True, rename={"since": "from"}):

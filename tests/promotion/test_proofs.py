@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -187,14 +188,51 @@ async def test_where_keys_are_configured_only_proved_evidence_counts(running, tm
 async def test_a_models_signature_over_what_the_registry_serves(running, tmp_path):
     bundle, key = model_signing()
     (tmp_path / "signer.pem").write_text(key)
-    async with running(environments=simple(tmp_path, "evidence: {validation: {keys: [signer.pem]}}", RULES)) as it:
+    async with running(
+        environments=simple(tmp_path, "evidence: {validation: {keys: [signer.pem], proof: model_signing}}", RULES)
+    ) as it:
         client = Client(it.application.asgi)
         version = await register(it, client)
         root = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_of(it, version)}/artifacts/model"
         it.memory.artifacts |= {f"{root}/MLmodel": b"a\n", f"{root}/data/w.bin": b"b\n"}
-        assert (await post(client, version, proof={"model_signing": bundle})).status == 201
+        more = await post(client, version, proof={"model_signing": bundle})
+        assert (more.status, "without facts" in more.json["detail"]) == (400, True)
+        assert (await post(client, version, facts={}, proof={"model_signing": bundle})).status == 201
         assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is True
         it.memory.artifacts[f"{root}/data/w.bin"] = b"evil"
         assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is False
-        changed = await post(client, version, proof={"model_signing": bundle})
+        changed = await post(client, version, facts={}, proof={"model_signing": bundle})
         assert (changed.status, "the files differ: data/w.bin" in changed.json["detail"]) == (400, True)
+
+
+async def test_a_models_signature_proves_no_other_kind(running, tmp_path):
+    bundle, key = model_signing()
+    (tmp_path / "signer.pem").write_text(key)
+    more = "evidence: {validation: {keys: [signer.pem]}, signature: {keys: [signer.pem], proof: model_signing}}"
+    async with running(environments=simple(tmp_path, more, RULES)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        root = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_of(it, version)}/artifacts/model"
+        it.memory.artifacts |= {f"{root}/MLmodel": b"a\n", f"{root}/data/w.bin": b"b\n"}
+        for facts in (FACTS, {}):
+            other = await post(client, version, facts=facts, proof={"model_signing": bundle})
+            assert (other.status, "No key is configured" in other.json["detail"]) == (400, True)
+        good = await post(client, version, kind="signature", facts={}, proof={"model_signing": bundle})
+        assert (good.status, good.json["proof"]["type"]) == (201, "model-signing")
+        assert (await ask(client, "promotions", version)).status == 409
+
+
+async def test_evidence_with_another_proof_than_is_asked_for_now_does_not_count(running, tmp_path):
+    bundle, key = model_signing()
+    (tmp_path / "signer.pem").write_text(key)
+    path = simple(tmp_path, "evidence: {validation: {keys: [signer.pem], proof: model_signing}}", RULES)
+    async with running(environments=path) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        root = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_of(it, version)}/artifacts/model"
+        it.memory.artifacts |= {f"{root}/MLmodel": b"a\n", f"{root}/data/w.bin": b"b\n"}
+        assert (await post(client, version, facts={}, proof={"model_signing": bundle})).status == 201
+        environment = it.application.environments.all[0]
+        terms = dataclasses.replace(environment.evidence["validation"], proof="dsse")
+        it.application.environments.all = (dataclasses.replace(environment, evidence={"validation": terms}),)
+        assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is False
