@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.effects import Posted
-from service.errors import InvalidRequest
+from service.errors import Conflict, InvalidRequest
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
 from service.promotion.proof import PROOF_TYPES, check_evidence, check_model_signature, verify
@@ -42,7 +42,8 @@ class EvidenceDesk:
         """Store evidence about a version, bound to its files as they are.
 
         Raises:
-            InvalidRequest: its proof does not hold. Denied, NotFound, JournalUnavailable.
+            InvalidRequest: its proof does not hold. Conflict: its proof was posted before.
+            Denied, NotFound, JournalUnavailable.
             In each case nothing is stored.
         """
         need = Need("evidence:post", resource("models", model, "versions", "evidence", claim.kind))
@@ -70,6 +71,8 @@ class EvidenceDesk:
             if claim.proof is not None:
                 keys = self._keys(registry, model, claim)
                 proof = await asyncio.to_thread(_verified, claim, keys, files, digest)
+                records = await self._desk.journal.version(registry, model, found.binding)
+                _refuse_replay(proof, records.evidence)
             posted = dataclasses.replace(evidence, artifact_digest=digest, proof=proof)
             return Posted(registry, model, found.binding, posted)
 
@@ -84,6 +87,18 @@ class EvidenceDesk:
         """List the evidence about a version, oldest first."""
         found = await self._desk.read_version(caller, registry, model, version, "listEvidence")
         return [*(await self._desk.journal.version(registry, model, found.binding)).evidence]
+
+
+def _refuse_replay(proof: Mapping[str, str], evidence: Sequence[Evidence]) -> None:
+    """Refuse what was signed once and is posted again: it would supersede what was found later.
+
+    Raises:
+        Conflict: the statement was posted before.
+    """
+    for item in evidence:
+        if (item.proof or {}).get("digest") == proof["digest"]:
+            message = f"The proof was posted before, as evidence {item.id}; sign a new statement. Nothing is stored."
+            raise Conflict(message)
 
 
 def _verified(claim: Claim, keys: Sequence[str], files: Sequence[FileDigest], digest: str) -> dict[str, str]:

@@ -236,3 +236,25 @@ async def test_evidence_with_another_proof_than_is_asked_for_now_does_not_count(
         terms = dataclasses.replace(environment.evidence["validation"], proof="dsse")
         it.application.environments.all = (dataclasses.replace(environment, evidence={"validation": terms}),)
         assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is False
+
+
+@pytest.mark.parametrize("name", ["ed25519", "p256"])
+async def test_a_proof_counts_once(running, tmp_path, name):
+    private = KEYS[name]
+    (tmp_path / "ci.pem").write_text(pem(private))
+    path = simple(tmp_path, "evidence: {validation: {keys: [ci.pem], expire_after: 1h}}", RULES)
+    async with running(environments=path) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        digest = (await post(client, version)).json["artifact_digest"]
+        passed = envelope(private, digest)
+        failed = envelope(private, digest, predicate={"result": "failed"})
+        assert (await post(client, version, proof={"dsse": passed})).status == 201
+        assert (await post(client, version, result="failed", proof={"dsse": failed})).status == 201
+        for again in (passed, envelope(private, digest)):  # the same statement, signed again, is no other one
+            replayed = await post(client, version, proof={"dsse": again})
+            assert (replayed.status, "posted before" in replayed.json["detail"]) == (409, True)
+        assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is False
+        anew = envelope(private, digest, predicate={"at": "2026-11-25T12:00:00Z"})
+        assert (await post(client, version, proof={"dsse": anew})).status == 201
+        assert (await ask(client, "promotions", version, dry_run=True)).json["verdict"]["allowed"] is True
