@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -109,7 +110,6 @@ class Desk:
 
         *alone*: while no change of the model is under way, and to its end even if the caller hangs up.
         """
-        operation.model, operation.version = model, version
 
         async def work() -> E:
             effect = await make()
@@ -117,9 +117,16 @@ class Desk:
             self.gateway.follow([effect])
             return effect
 
+        async with self.about(operation, model, version):
+            return await (self.gateway.alone(operation.registry, model, work) if alone else work())
+
+    @contextlib.asynccontextmanager
+    async def about(self, operation: Operation, model: str, version: str) -> AsyncIterator[None]:
+        """Do something about a version; a refusal leaves a ``rejected`` event."""
+        operation.model, operation.version = model, version
         try:
             check_version(version)
-            return await (self.gateway.alone(operation.registry, model, work) if alone else work())
+            yield
         except GatewayError as error:
             await self.rejecting(operation, error)
             raise

@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.backend import Backend
 from service.effects import Posted
-from service.errors import Conflict, InvalidRequest
+from service.errors import Busy, Conflict, InvalidRequest
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
 from service.promotion.proof import PROOF_TYPES, check_evidence, check_model_signature, verify
@@ -43,7 +44,7 @@ class EvidenceDesk:
 
         Raises:
             InvalidRequest: its proof does not hold. Conflict: its proof was posted before.
-            Denied, NotFound, JournalUnavailable.
+            Busy: the model is being changed, try again. Denied, NotFound, JournalUnavailable.
             In each case nothing is stored.
         """
         need = Need("evidence:post", resource("models", model, "versions", "evidence", claim.kind))
@@ -62,21 +63,35 @@ class EvidenceDesk:
         )
         operation.after = {"kind": evidence.kind, "result": evidence.result, "id": evidence.id}
 
+        async with self._desk.about(operation, model, version):
+            binding, posted = await self._bound(backend, model, version, evidence, claim)
+
         async def make() -> Posted:
             found = await backend.get_version(model, version)
-            origin = await origin_of_version(backend, found)
-            files = await file_digests(backend, origin)
-            digest = digest_of_files(origin, files)
-            proof = None
-            if claim.proof is not None:
-                keys = self._keys(registry, model, claim)
-                proof = await asyncio.to_thread(_verified, claim, keys, files, digest)
-                records = await self._desk.journal.version(registry, model, found.binding)
-                _refuse_replay(proof, records.evidence)
-            posted = dataclasses.replace(evidence, artifact_digest=digest, proof=proof)
-            return Posted(registry, model, found.binding, posted)
+            if found.binding != binding:
+                message = "The version was made anew meanwhile; nothing is stored. Try again."
+                raise Busy(message)
+            if posted.proof is not None:
+                records = await self._desk.journal.version(registry, model, binding)
+                _refuse_replay(posted.proof, records.evidence)
+            return Posted(registry, model, binding, posted)
 
-        return (await self._desk.store(operation, model, version, make)).evidence
+        # With the lock: what a promotion did not see is stored after it.
+        return (await self._desk.store(operation, model, version, make, alone=True)).evidence
+
+    async def _bound(
+        self, backend: Backend, model: str, version: str, evidence: Evidence, claim: Claim
+    ) -> tuple[str, Evidence]:
+        """Bind *evidence* to the version and its files, and verify its proof; that takes long and needs no lock."""
+        found = await backend.get_version(model, version)
+        origin = await origin_of_version(backend, found)
+        files = await file_digests(backend, origin)
+        digest = digest_of_files(origin, files)
+        proof = None
+        if claim.proof is not None:
+            keys = self._keys(backend.name, model, claim)
+            proof = await asyncio.to_thread(_verified, claim, keys, files, digest)
+        return found.binding, dataclasses.replace(evidence, artifact_digest=digest, proof=proof)
 
     def _keys(self, registry: str, model: str, claim: Claim) -> tuple[str, ...]:
         """List the keys that prove this kind of evidence by this kind of proof, in any environment."""
