@@ -82,6 +82,7 @@ class Gatherer:
             if environment.needs_incumbent
             else None,
             requests=tuple(item for item in records.requests if item.state == "open" and item.expires > now),
+            askers=records.askers,  # who asked and cancelled, or let it expire, has asked
             quarantine=records.quarantine.reason if records.quarantine else None,
             change=question.change,
         )

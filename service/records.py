@@ -231,4 +231,6 @@ class VersionRecords:
     """The first one in each environment it has been live in, drift left out; oldest first."""
     quarantine: Quarantine | None = None
     requests: tuple[PromotionRequest, ...] = ()
-    """Those that were not cancelled."""
+    """Those that are open or have expired."""
+    askers: frozenset[str] = frozenset()
+    """Everyone who ever asked that it be promoted, also those who cancelled."""

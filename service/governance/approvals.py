@@ -97,7 +97,7 @@ class ApprovalDesk:
         roles = {
             "registered": {creation.by, *creation.persons} if creation else set(),
             "posted evidence about": concerned_in((), records.evidence, ()),
-            "asked to promote": {who for item in records.requests for who in (item.by, *item.persons)},
+            "asked to promote": records.askers,
         }
         for what, people in roles.items():
             if principal.persons & people:

@@ -62,11 +62,12 @@ _RECORDS = (
     .where(*_of(t.quarantines.c), t.quarantines.c.lifted_at.is_(None))
     .order_by(t.quarantines.c.at),
     select(t.requests)
-    .where(*_of(t.requests.c), t.requests.c.state != "cancelled")
-    .order_by(t.requests.c.at)
+    .where(*_of(t.requests.c), t.requests.c.state == "open")
+    .order_by(t.requests.c.expires.desc())  # so that the limit cuts off expired ones only
     .limit(_MAX_REQUESTS),
+    select(t.requests.c.by, t.requests.c.persons).where(*_of(t.requests.c)).distinct(),
 )
-"""Creation, evidence, approvals, where it was live first, quarantine and requests of one version."""
+"""Of one version: creation, evidence, approvals, where it was live first, quarantine, open requests and all askers."""
 
 
 class Reads:
@@ -146,7 +147,7 @@ class Reads:
     async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
         """Get all that is recorded of one version."""
         names = {"registry": registry, "model": model, "binding": binding}
-        creations, evidence, approvals, periods, quarantines, requests = await self._all(_RECORDS, names)
+        creations, evidence, approvals, periods, quarantines, requests, askers = await self._all(_RECORDS, names)
         return VersionRecords(
             creation=_creation(creations[0]) if creations else None,
             evidence=tuple(_evidence(row) for row in evidence),
@@ -154,6 +155,7 @@ class Reads:
             periods=tuple(_period(row) for row in periods),
             quarantine=_quarantine(quarantines[0]) if quarantines else None,
             requests=tuple(_request(row) for row in requests),
+            askers=frozenset(who for row in askers for who in (row.by, *row.persons)),
         )
 
     async def signed(self) -> list[Signed]:

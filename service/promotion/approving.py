@@ -53,7 +53,7 @@ def judge_approvals(approvals: Sequence[Approval], concerned: frozenset[str], se
             continue
         because = expired or _moved(item, seen)
         if not because and concerned & {item.by, *item.persons}:
-            because = "its author registered, evidenced or asks to promote the version"
+            because = "its author registered, evidenced or asked to promote the version"
         if because:
             stale.append((item, because))
         else:

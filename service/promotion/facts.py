@@ -145,18 +145,15 @@ class Facts:
     incumbent_binding: str | None = None
     """Of what is live, ``""`` for nothing; None where nobody looked."""
     requests: Sequence[PromotionRequest] = ()
-    """Those that are open, and whose authors therefore ask to promote the candidate."""
+    """Those that are open."""
+    askers: frozenset[str] = frozenset()
+    """Everyone who ever asked that the candidate be promoted, besides the principal."""
     quarantine: str | None = None
     """Why the candidate is in quarantine; None if it is not."""
     debt: str = ""
     """For an emergency: the one before it that nobody has reviewed."""
     change: Mapping[str, str] = field(default_factory=dict)
     """The change record of the request: ``id``, ``window``, ``fallback``."""
-
-    @property
-    def askers(self) -> frozenset[str]:
-        """Everyone who asks that the candidate be promoted, besides the principal."""
-        return frozenset(who for item in self.requests for who in (item.by, *item.persons))
 
     def document(
         self, environment: Mapping[str, Any], evidence: Sequence[Evidence], approvals: Sequence[Approval]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sqlite3
 
 import pytest
 
@@ -165,8 +167,33 @@ async def test_who_approved_and_then_asked_does_not_count_any_more(running, tmp_
         await client.be("user:admin")("POST", f"{V1}/iris/versions/{version}/evidence", evidence)
         own = await client.be("user:lead")("POST", f"{V1}/iris/environments/production/promotions", body)
         assert own.status == 409
-        because = "its author registered, evidenced or asks to promote the version"
+        because = "its author registered, evidenced or asked to promote the version"
         assert own.json["verdict"]["stale_approvals"] == [{"by": "user:lead", "because": because}]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "completed"])
+async def test_who_ever_asked_does_not_approve(running, tmp_path, end):
+    async with running(environments=simple(tmp_path, LEADS)) as it:
+        client = Client(it.application.asgi)
+        admin = client.be("user:admin")
+        version = await register(it, client)
+        assert (await approve(client, version, "user:admin")).status == 201
+        body = {"version": version}
+        made = await admin("POST", f"{V1}/iris/environments/production/promotion-requests", body)
+        if end == "cancelled":
+            assert (await admin("DELETE", f"/v1/promotion-requests/{made.json['id']}")).status == 204
+        elif end == "expired":
+            with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
+                journal.execute("UPDATE requests SET expires = 1")
+        else:
+            await approve(client, version)
+            assert (await promote(client, version)).status == 200
+        answer = await approve(client, version, "user:admin")
+        assert (answer.status, answer.json["detail"].split(" this")[0]) == (403, "You asked to promote")
+        if end != "completed":
+            because = "its author registered, evidenced or asked to promote the version"
+            verdict = (await promote(client, version, dry_run=True)).json["verdict"]
+            assert verdict["stale_approvals"] == [{"by": "user:admin", "because": because}]
 
 
 async def test_two_identities_of_one_person_are_one(running, tmp_path):
