@@ -13,7 +13,7 @@ import signal
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -53,7 +53,7 @@ from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
 from service.journal.store import SqlJournal
-from service.model import Caller, Principal
+from service.model import Caller, People, Principal
 from service.ownership import Ownership
 from service.page_tokens import PageTokens
 from service.promoter import Promoter
@@ -107,7 +107,10 @@ class Application:
         )
         capabilities = {name: backend.capabilities for name, backend in self.backends.items()}
         self.environments = Environments(environments_of(configuration, capabilities))
-        self.journal = journal or SqlJournal(configuration.journal_url(), settings.journal.deadline_seconds)
+        self.people = People(settings.authentication.same_person)
+        self.journal = journal or SqlJournal(
+            configuration.journal_url(), settings.journal.deadline_seconds, self.people
+        )
         self.trail = Trail(
             self.journal,
             sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
@@ -180,9 +183,7 @@ class Application:
             public=public,
             dialect=endpoint,
             render_dialect_error=render_mlflow_error,
-            authenticate=_with_identities(
-                self.keys.authenticate, self.configuration.settings.authentication.same_person
-            ),
+            authenticate=_with_identities(self.keys.authenticate, self.people),
             trail=self.trail,
             metrics=self.metrics,
             hosts=self.configuration.settings.listen.hosts,
@@ -349,17 +350,13 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
 
 
 def _with_identities(
-    authenticate: Callable[[str | None], Principal], people: Iterable[tuple[str, ...]]
+    authenticate: Callable[[str | None], Principal], people: People
 ) -> Callable[[str | None], Principal]:
     """Add to each principal the other identities of the same person."""
-    others = {identity: frozenset(several) for several in people for identity in several}
-    if not others:
-        return authenticate
 
     def identify(authorization: str | None) -> Principal:
         principal = authenticate(authorization)
-        own = principal.persons
-        return dataclasses.replace(principal, also=frozenset().union(*(others.get(who, frozenset()) for who in own)))
+        return dataclasses.replace(principal, also=people.everyone(principal.persons) - principal.persons)
 
     return identify
 

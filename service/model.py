@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -75,6 +75,18 @@ class Principal:
     def persons(self) -> frozenset[str]:
         """Everyone this principal counts as where four eyes are asked."""
         return self.also | {self.subject} | ({self.acting_for} if self.acting_for else set())
+
+
+class People:
+    """Which identities are one person, by configuration."""
+
+    def __init__(self, people: Iterable[Iterable[str]] = ()) -> None:
+        """Take each of *people* for one person; no identity is of two."""
+        self._same = {identity: several for several in map(frozenset, people) for identity in several}
+
+    def everyone(self, identities: Iterable[str]) -> frozenset[str]:
+        """Return *identities* and all that are the same persons."""
+        return frozenset(who for identity in identities for who in self._same.get(identity, (identity,)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from service.audit import ANY, Event, KnownOperation, OpenOperation, StoredAnswe
 from service.effects import Signed
 from service.errors import JournalUnavailable
 from service.journal import tables as t
+from service.model import People
 from service.records import (
     Approval,
     Creation,
@@ -71,10 +72,15 @@ _RECORDS = (
 
 
 class Reads:
-    """The reading half of the journal; readers do not wait for the writer."""
+    """The reading half of the journal; readers do not wait for the writer.
 
-    def __init__(self, engine: Engine, deadline_seconds: float) -> None:
-        """Read through *engine*."""
+    Who a record's author counts as is told by the present configuration: two identities are found to be one person
+    after both have signed.
+    """
+
+    def __init__(self, engine: Engine, deadline_seconds: float, people: People) -> None:
+        """Read through *engine*; *people* says which identities are one person now."""
+        self._people = people
         self._engine = engine
         self._deadline = deadline_seconds
         # Threads of their own: who hashes files does not keep a promotion waiting.
@@ -149,13 +155,13 @@ class Reads:
         names = {"registry": registry, "model": model, "binding": binding}
         creations, evidence, approvals, periods, quarantines, requests, askers = await self._all(_RECORDS, names)
         return VersionRecords(
-            creation=_creation(creations[0]) if creations else None,
-            evidence=tuple(_evidence(row) for row in evidence),
-            approvals=tuple(_approval(row) for row in approvals),
+            creation=self._creation(creations[0]) if creations else None,
+            evidence=tuple(self._evidence(row) for row in evidence),
+            approvals=tuple(self._approval(row) for row in approvals),
             periods=tuple(_period(row) for row in periods),
             quarantine=_quarantine(quarantines[0]) if quarantines else None,
-            requests=tuple(_request(row) for row in requests),
-            askers=frozenset(who for row in askers for who in (row.by, *row.persons)),
+            requests=tuple(self._request(row) for row in requests),
+            askers=self._people.everyone(who for row in askers for who in (row.by, *row.persons)),
         )
 
     async def signed(self) -> list[Signed]:
@@ -163,7 +169,7 @@ class Reads:
         c = t.approvals.c
         query = select(t.approvals).where(c.revoked_at.is_(None), c.deleted_at.is_(None), c.version.is_not(None))
         return [
-            Signed(row.registry, row.model, row.binding, _approval(row), row.version, tuple(row.behind))
+            Signed(row.registry, row.model, row.binding, self._approval(row), row.version, tuple(row.behind))
             for row in await self._rows(query.order_by(c.number))
         ]
 
@@ -219,14 +225,37 @@ class Reads:
             query = query.where(c.registry == registry)
         if open_only:
             query = query.where(c.closed_at.is_(None))
-        return [(row.model, _debt(row)) for row in await self._rows(query)]
+        return [(row.model, self._debt(row)) for row in await self._rows(query)]
 
     async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
         """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
         c = t.requests.c
         query = select(t.requests).order_by(c.at).limit(_MAX_REQUESTS)
         query = query.where(c.state == "open") if request_id is None else query.where(c.id == request_id)
-        return [(row.registry, row.model, _request(row)) for row in await self._rows(query)]
+        return [(row.registry, row.model, self._request(row)) for row in await self._rows(query)]
+
+    def _persons(self, by: str, persons: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(self._people.everyone((by, *persons))))
+
+    def _creation(self, row: Any) -> Creation:
+        return Creation(**{**_values(row, "registry"), "persons": self._persons(row.by, row.persons)})
+
+    def _request(self, row: Any) -> PromotionRequest:
+        values = _values(row, "registry", "model")
+        return PromotionRequest(**{**values, "persons": self._persons(row.by, row.persons)})
+
+    def _debt(self, row: Any) -> Debt:
+        return Debt(**{**_values(row), "persons": self._persons(row.by, row.persons)})
+
+    def _evidence(self, row: Any) -> Evidence:
+        body = row.body
+        persons = self._persons(body["by"], body.get("persons", ()))
+        return Evidence(**{**body, "groups": tuple(body["groups"]), "persons": persons})
+
+    def _approval(self, row: Any) -> Approval:
+        body = row.body
+        groups, persons = tuple(body["groups"]), self._persons(body["by"], body["persons"])
+        return Approval(**{**body, "groups": groups, "persons": persons, "revoked": row.revoked_at is not None})
 
 
 def _values(row: Any, *without: str) -> dict[str, Any]:
@@ -238,31 +267,8 @@ def _values(row: Any, *without: str) -> dict[str, Any]:
     }
 
 
-def _creation(row: Any) -> Creation:
-    return Creation(**_values(row, "registry"))
-
-
 def _quarantine(row: Any) -> Quarantine:
     return Quarantine(row.id, row.version, row.reason, row.by, row.at)
-
-
-def _request(row: Any) -> PromotionRequest:
-    return PromotionRequest(**_values(row, "registry", "model"))
-
-
-def _debt(row: Any) -> Debt:
-    return Debt(**_values(row))
-
-
-def _evidence(row: Any) -> Evidence:
-    body = row.body
-    return Evidence(**{**body, "groups": tuple(body["groups"]), "persons": tuple(body.get("persons", ()))})
-
-
-def _approval(row: Any) -> Approval:
-    body = row.body
-    groups, persons = tuple(body["groups"]), tuple(body["persons"])
-    return Approval(**{**body, "groups": groups, "persons": persons, "revoked": row.revoked_at is not None})
 
 
 def _period(row: Any) -> LivePeriod:

@@ -18,6 +18,7 @@ from service.effects import Effect
 from service.errors import JournalUnavailable
 from service.journal.reads import Reads
 from service.journal.writes import Head, Job, head_of, store
+from service.model import People
 
 _PREFIX = "sqlite:///"
 _MAX_BATCH = 256
@@ -27,10 +28,10 @@ _log = structlog.get_logger()
 class SqlJournal(Reads):
     """The journal in a SQL database. One process writes; SQLite allows no more."""
 
-    def __init__(self, url: str, deadline_seconds: float = 2.0) -> None:
+    def __init__(self, url: str, deadline_seconds: float = 2.0, people: People | None = None) -> None:
         """Open the journal at *url* (``sqlite:///path``); it must have been migrated."""
         self._file = Path(url.removeprefix(_PREFIX))
-        super().__init__(_engine(url, deadline_seconds), deadline_seconds)
+        super().__init__(_engine(url, deadline_seconds), deadline_seconds, people or People())
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")

@@ -7,12 +7,15 @@ import dataclasses
 import sqlite3
 
 import pytest
+import yaml
 
+from service.authentication import entry_for
+from service.backends.memory import MemoryTransport
 from service.errors import BadConfiguration
 from service.settings import load
 from tests.api.test_attacks import run_of
 from tests.client import Client
-from tests.conftest import write_configuration
+from tests.conftest import TOKENS, write_configuration
 from tests.promotion.flow import V1, promote, register, satisfy, simple
 
 LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
@@ -203,6 +206,49 @@ async def test_two_identities_of_one_person_are_one(running, tmp_path):
         version = await register(it, client)  # by user:scientist
         answer = await approve(client, version)
         assert (answer.status, answer.json["detail"].startswith("You registered")) == (403, True)
+
+
+@pytest.mark.parametrize("role", ["service:ci", "user:scientist", "user:admin"])
+async def test_who_is_found_to_be_one_person_later_was_concerned(running, tmp_path, role):
+    registry, path = MemoryTransport(), simple(tmp_path, LEADS)
+    async with running(registry, environments=path) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)  # by user:scientist
+        assert (await approve(client, version)).status == 201
+        evidence = {"kind": "validation", "result": "passed"}
+        await client.be("service:ci")("POST", f"{V1}/iris/versions/{version}/evidence", evidence)
+        body = {"version": version}
+        await client.be("user:admin")("POST", f"{V1}/iris/environments/production/promotion-requests", body)
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+    authentication = {"api_keys": "keys.yaml", "same_person": [["user:lead", role]]}
+    async with running(registry, environments=path, authentication=authentication) as it:
+        client = Client(it.application.asgi)
+        closed = await client.be("user:viewer")("GET", f"{V1}/iris/versions/{version}/review?environment=production")
+        because = "its author registered, evidenced or asked to promote the version"
+        assert closed.json["verdict"]["stale_approvals"] == [{"by": "user:lead", "because": because}]
+
+
+async def test_two_approvals_are_found_to_be_of_one_person_later(running, tmp_path):
+    keys = [
+        {**entry_for(TOKENS[who], who, ("group:ml-leads", *groups)), "id": who, "expires": "2090-01-01"}
+        for who, groups in (("user:lead", ()), ("user:admin", ("group:platform",)))
+    ]
+    keys += [{**entry_for(TOKENS[who], who, ("group:ci", "group:data-scientists")), "id": who}
+             for who in ("service:ci", "user:scientist")]  # fmt: skip
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(keys))
+    registry, authentication = MemoryTransport(), {"api_keys": "more.yaml"}
+    path = simple(tmp_path, "approvals: {required: [{group: 'group:ml-leads', count: 2}]}")
+    async with running(registry, environments=path, authentication=authentication) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        for who in ("user:lead", "user:admin"):
+            assert (await approve(client, version, who)).status == 201
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+    authentication["same_person"] = [["user:lead", "user:admin"]]
+    async with running(registry, environments=path, authentication=authentication) as it:
+        answer = await promote(Client(it.application.asgi), version)
+        because = [item["because"] for item in answer.json["verdict"]["findings"] if not item["passed"]]
+        assert because == ["2 of group:ml-leads must approve; 1 more needed"]
 
 
 @pytest.mark.parametrize(
