@@ -137,11 +137,9 @@ class Reviewed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A version (named by its binding) must not become live again."""
+    """A version must not become live again."""
 
     registry: str
-    model: str
-    binding: str
     quarantine: Quarantine
 
 

@@ -14,8 +14,8 @@ from service.guard import live_version
 from service.model import Principal
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
-from service.provenance import Origin, artifact_digest, find_origin, run_behind, size_of
-from service.records import ModelVersion, Run
+from service.provenance import Origin, artifact_digest, find_origin, made_from, run_behind, size_of
+from service.records import ModelVersion, Run, VersionRecords
 
 T = TypeVar("T")
 _ALL = frozenset(Source)
@@ -66,6 +66,7 @@ class Gatherer:
         bound = environment.reads_records and bool(records.evidence or records.approvals)
         if everything or needs_digest or bound or Source.DIGEST in environment.sources("candidate"):
             digest = await digest_of(backend, origin)  # a record is about the files its author saw
+        quarantine = await self.quarantine(backend, candidate, records, origin)
         now = self._now()
         return Facts(
             candidate=replace(judged, creation=records.creation, periods=records.periods),
@@ -83,9 +84,30 @@ class Gatherer:
             else None,
             requests=tuple(item for item in records.requests if item.state == "open" and item.expires > now),
             askers=records.askers,  # who asked and cancelled, or let it expire, has asked
-            quarantine=records.quarantine.reason if records.quarantine else None,
+            quarantine=quarantine,
             change=question.change,
         )
+
+    async def quarantine(
+        self, backend: Backend, version: ModelVersion, records: VersionRecords, origin: Origin | None = None
+    ) -> str | None:
+        """Say why *version*, or another made from the same, is in quarantine; None if none is.
+
+        Raises:
+            RegistryUnavailable: it cannot be told what it was made from.
+        """
+        here = (version.model, version.binding)
+        own = next((item for item in records.quarantines if (item.model, item.binding) == here), None)
+        if own is not None:
+            return own.reason
+        others = [item for item in records.quarantines if item.behind]
+        made = made_from(version, origin or await find_origin(backend, version)) if others else frozenset()
+        found = next((item for item in others if not made.isdisjoint(item.behind)), None)
+        if found is None:
+            return None
+        if found.model != version.model:  # whose readers may be others
+            return "another model's version, made from the same run or files, is in quarantine"
+        return f"version {found.version}, made from the same run or files, is in quarantine: {found.reason}"
 
     async def about(
         self,

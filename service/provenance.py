@@ -29,14 +29,13 @@ class Origin:
     model_ids: tuple[str, ...]
     files: tuple[str, ...]
     """Where the files are below the registry's artifact root; none for storage outside it."""
+    outside: str = ""
+    """Where they are outside of it."""
 
     @property
     def identifiers(self) -> frozenset[str]:
         """Return the run and the logged models."""
         return frozenset({*self.model_ids, *([self.run_id] if self.run_id else [])})
-
-
-_OUTSIDE = Origin(None, (), ())
 
 
 async def origin_of(backend: Backend, source: str) -> Origin:
@@ -58,7 +57,7 @@ async def origin_of(backend: Backend, source: str) -> Origin:
             return await _of_run(backend, await backend.get_run(run_id), path)
         if scheme == "mlflow-artifacts" and not rest.startswith("/"):
             return await _of_path(backend, rest)
-        return _OUTSIDE
+        return Origin(None, (), (), source)
     message = f"The source leads over more than {_MAX_HOPS} other versions."
     raise Conflict(message)
 
@@ -110,6 +109,12 @@ async def find_origin(backend: Backend, version: ModelVersion) -> Origin | None:
 def behind(version: ModelVersion, origin: Origin | None) -> frozenset[str]:
     """Return the run and the logged models behind *version*, and the run it claims."""
     return (origin.identifiers if origin else frozenset()) | ({version.run_id} - {""})
+
+
+def made_from(version: ModelVersion, origin: Origin | None) -> frozenset[str]:
+    """Return what *version* shares with whatever is made from the same: run, logged models, the places of its files."""
+    places = (*origin.files, origin.outside) if origin else (version.source,)
+    return behind(version, origin) | ({place.rstrip("/") for place in places} - {""})
 
 
 async def check_run(backend: Backend, change: VersionCreate, model_id: str) -> None:

@@ -165,13 +165,17 @@ class Creation:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A version that must not become live again."""
+    """A version that must not become live again, nor what is made from the same."""
 
     id: str
+    model: str
     version: str
+    binding: str
     reason: str
     by: str
     at: float
+    behind: tuple[str, ...] = ()
+    """What it was made from (`service.provenance.made_from`); nothing in records that do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,9 @@ class VersionRecords:
     periods: tuple[LivePeriod, ...] = ()
     """The first one in each environment it has been live in, drift left out; oldest first."""
     quarantine: Quarantine | None = None
+    """Its own, or one of what it was made from when it was live."""
+    quarantines: tuple[Quarantine, ...] = ()
+    """All of the registry."""
     requests: tuple[PromotionRequest, ...] = ()
     """Those that are open or have expired."""
     askers: frozenset[str] = frozenset()

@@ -1,15 +1,17 @@
-"""Quarantine: a version that must not become live again, until it is lifted."""
+"""Quarantine: a version that must not become live again, nor what is made from the same, until it is lifted."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
 
+from service.backend import Backend
 from service.effects import Quarantined, Released
 from service.errors import Conflict, NotFound
 from service.governance.desk import Desk
 from service.guard import live_version
 from service.model import Caller, Need, resource
+from service.provenance import find_origin, made_from
 from service.records import Quarantine
 
 
@@ -38,21 +40,23 @@ class QuarantineDesk:
         need = Need("version:quarantine", resource("models", model, "versions"))
         backend, operation = await self._desk.open(caller, registry, "quarantine", need)
         operation.reason = reason
-        placed = Quarantine(str(uuid.uuid4()), version, reason, caller.principal.subject, self._desk.now())
-        operation.after = {"quarantine": placed.id}
+        identifier, by, now = str(uuid.uuid4()), caller.principal.subject, self._desk.now()
+        operation.after = {"quarantine": identifier}
 
         async def make() -> Quarantined:
             found = await backend.get_version(model, version)
-            records = await self._desk.journal.version(registry, model, found.binding)
-            if records.quarantine is not None:
-                message = f"The version is in quarantine already: {records.quarantine.reason}"
-                raise Conflict(message)
-            return Quarantined(registry, model, found.binding, placed)
+            for item in await self._desk.journal.quarantines(registry):
+                if (item.model, item.binding) == (model, found.binding):
+                    message = f"The version is in quarantine already: {item.reason}"
+                    raise Conflict(message)
+            made = tuple(sorted(made_from(found, await find_origin(backend, found))))
+            return Quarantined(registry, Quarantine(identifier, model, version, found.binding, reason, by, now, made))
 
-        await self._desk.store(operation, model, version, make, alone=True)
-        return Placed(placed, await self._live_in(registry, model, version))
+        placed = (await self._desk.store(operation, model, version, make, alone=True)).quarantine
+        return Placed(placed, await self._live_in(registry, placed))
 
-    async def _live_in(self, registry: str, model: str, version: str) -> dict[str, str | None]:
+    async def _live_in(self, registry: str, placed: Quarantine) -> dict[str, str | None]:
+        model, version = placed.model, placed.version
         backend = self._desk.gateway.backend(registry)
         found = await backend.get_model(model)
         periods = await self._desk.journal.periods(registry, model)
@@ -63,7 +67,10 @@ class QuarantineDesk:
             earlier = [
                 item.version
                 for item in reversed(periods)
-                if item.environment == environment.name and item.version != version and item.kind != "drift"
+                if item.environment == environment.name
+                and item.version != version
+                and item.kind != "drift"
+                and set(placed.behind).isdisjoint(item.behind)
             ]
             live[environment.name] = earlier[0] if earlier else None
         return live
@@ -72,18 +79,29 @@ class QuarantineDesk:
         """Take a version out of quarantine.
 
         Raises:
-            Denied. NotFound: it is not in quarantine.
+            Denied. NotFound: it is not in quarantine, or only because another version made from the same is.
         """
         need = Need("version:quarantine", resource("models", model, "versions"))
         backend, operation = await self._desk.open(caller, registry, "liftQuarantine", need)
 
         async def make() -> Released:
-            found = await backend.get_version(model, version)
-            records = await self._desk.journal.version(registry, model, found.binding)
-            if records.quarantine is None:
-                message = "The version is not in quarantine."
+            present = await self._binding(backend, model, version)
+            here = [
+                q for q in await self._desk.journal.quarantines(registry) if (q.model, q.version) == (model, version)
+            ]
+            if not here:
+                message = "The version is not in quarantine itself."
                 raise NotFound(message)
-            operation.before = {"quarantine": records.quarantine.id}
-            return Released(records.quarantine.id, self._desk.now())
+            lifted = next((item for item in here if item.binding == present), here[0])
+            operation.before = {"quarantine": lifted.id}
+            return Released(lifted.id, self._desk.now())
 
         await self._desk.store(operation, model, version, make, alone=True)
+
+    @staticmethod
+    async def _binding(backend: Backend, model: str, version: str) -> str | None:
+        """Return which very version it is; None for one that was deleted, of which copies may be left."""
+        try:
+            return (await backend.get_version(model, version)).binding
+        except NotFound:
+            return None

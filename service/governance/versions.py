@@ -33,5 +33,5 @@ class VersionDesk:
             self._desk.gatherer.version(backend, found, _SHOWN),
             self._desk.journal.version(registry, model, found.binding),
         )
-        reason = records.quarantine.reason if records.quarantine else None
+        reason = await self._desk.gatherer.quarantine(backend, found, records)
         return facts, newest_evidence(records.evidence), [*records.approvals], reason

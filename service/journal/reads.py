@@ -53,22 +53,25 @@ _FIRST = (
     .group_by(t.periods.c.environment)
 )
 """Of each environment, the period in which a version was live there first."""
+_QUARANTINES = (
+    select(t.quarantines)
+    .where(t.quarantines.c.registry == bindparam("registry"), t.quarantines.c.lifted_at.is_(None))
+    .order_by(t.quarantines.c.at)
+)
 # Built once: a statement costs more to build than to run.
 _RECORDS = (
     select(t.creations).where(*_of(t.creations.c)),
     select(t.evidence.c.body).where(*_of(t.evidence.c)).order_by(t.evidence.c.number),
     select(t.approvals.c.body, t.approvals.c.revoked_at).where(*_of(t.approvals.c)).order_by(t.approvals.c.number),
     select(t.periods).where(t.periods.c.id.in_(_FIRST)).order_by(t.periods.c.since, t.periods.c.id),
-    select(t.quarantines)
-    .where(*_of(t.quarantines.c), t.quarantines.c.lifted_at.is_(None))
-    .order_by(t.quarantines.c.at),
+    _QUARANTINES,
     select(t.requests)
     .where(*_of(t.requests.c), t.requests.c.state == "open")
     .order_by(t.requests.c.expires.desc())  # so that the limit cuts off expired ones only
     .limit(_MAX_REQUESTS),
     select(t.requests.c.by, t.requests.c.persons).where(*_of(t.requests.c)).distinct(),
 )
-"""Of one version: creation, evidence, approvals, where it was live first, quarantine, open requests and all askers."""
+"""Of one version: creation, evidence, approvals, where it was live first, requests, askers; and all quarantines."""
 
 
 class Reads:
@@ -153,16 +156,24 @@ class Reads:
     async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
         """Get all that is recorded of one version."""
         names = {"registry": registry, "model": model, "binding": binding}
-        creations, evidence, approvals, periods, quarantines, requests, askers = await self._all(_RECORDS, names)
+        creations, evidence, approvals, periods, quarantined, requests, askers = await self._all(_RECORDS, names)
+        quarantines = tuple(map(_quarantine, quarantined))
+        behind = {item for row in periods for item in row.behind}
         return VersionRecords(
             creation=self._creation(creations[0]) if creations else None,
             evidence=tuple(self._evidence(row) for row in evidence),
             approvals=tuple(self._approval(row) for row in approvals),
             periods=tuple(_period(row) for row in periods),
-            quarantine=_quarantine(quarantines[0]) if quarantines else None,
+            quarantine=next((q for q in quarantines if (q.model, q.binding) == (model, binding)), None)
+            or next((q for q in quarantines if not behind.isdisjoint(q.behind)), None),
+            quarantines=quarantines,
             requests=tuple(self._request(row) for row in requests),
             askers=self._people.everyone(who for row in askers for who in (row.by, *row.persons)),
         )
+
+    async def quarantines(self, registry: str) -> list[Quarantine]:
+        """List the quarantines of a registry that were not lifted, oldest first."""
+        return [_quarantine(row) for row in await self._rows(_QUARANTINES, registry=registry)]
 
     async def signed(self) -> list[Signed]:
         """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first."""
@@ -268,7 +279,7 @@ def _values(row: Any, *without: str) -> dict[str, Any]:
 
 
 def _quarantine(row: Any) -> Quarantine:
-    return Quarantine(row.id, row.version, row.reason, row.by, row.at)
+    return Quarantine(**_values(row, "registry", "lifted_at"))
 
 
 def _period(row: Any) -> LivePeriod:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import BadConfiguration
 
-HEAD = "0004"
+HEAD = "0005"
 """The schema this version reads and writes."""
 _PREFIX = "sqlite:///"
 

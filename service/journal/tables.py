@@ -119,6 +119,7 @@ quarantines = Table(
     Column("by", String(300), nullable=False),
     Column("at", Float, nullable=False),
     Column("lifted_at", Float),
+    Column("behind", JSON, nullable=False),
     Index("quarantines_model", "registry", "model", "binding"),
 )
 

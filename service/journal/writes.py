@@ -151,8 +151,8 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
         case f.Reviewed():
             _keep(connection, "review", effect)
         case f.Quarantined():
-            here = {"registry": effect.registry, "model": effect.model, "binding": effect.binding}
-            connection.execute(insert(t.quarantines), {**here, **dataclasses.asdict(effect.quarantine)})
+            row = {"registry": effect.registry, **dataclasses.asdict(effect.quarantine)}
+            connection.execute(insert(t.quarantines), row)
         case f.Released():
             _set(connection, t.quarantines, effect.quarantine_id, lifted_at=effect.at)
         case f.Requested():

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from service.audit import Operation, Trail
-from service.effects import Deleted, Renamed, Revoked, Settled, Signed
+from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed
 from service.errors import BadConfiguration, JournalUnavailable
 from service.journal import schema
 from service.journal.store import SqlJournal
 from service.journal.verify import verify
 from service.model import Call, Need, Principal
-from service.records import Approval
+from service.records import Approval, Quarantine
 
 
 @pytest.fixture
@@ -143,6 +143,37 @@ async def test_a_journal_of_the_first_schema_is_upgraded_with_what_it_holds(tmp_
     assert await journal.signed() == []  # what stood behind it was not kept
     await journal.append([], [Renamed("main", "iris", "lily"), Deleted("main", "lily", "", 2.0), signed("new")])
     assert [item.approval.id for item in await journal.signed()] == ["new"]
+    await journal.close()
+
+
+async def test_a_quarantine_of_the_third_schema_holds_for_its_version_alone(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    url, path = f"sqlite:///{tmp_path / 'old.db'}", tmp_path / "old.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    config.set_main_option("sqlalchemy.url", url)
+    command.upgrade(config, "0003")
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO quarantines (id, registry, model, binding, version, reason, by, at)"
+            " VALUES ('old', 'main', 'iris', 'b', '1', 'leaks', 'user:lead', 1.0)"
+        )
+    connection.close()
+    with pytest.raises(BadConfiguration, match=r"'0003'.*journal upgrade"):
+        schema.check(url)
+    schema.upgrade(url)
+    journal = SqlJournal(url)
+    await journal.start()
+    old = Quarantine("old", "iris", "1", "b", "leaks", "user:lead", 1.0)
+    new = Quarantine("new", "iris", "2", "c", "leaks", "user:lead", 2.0, ("run",))
+    await journal.append([], [Quarantined("main", new)])
+    assert await journal.quarantines("main") == [old, new]
+    assert (await journal.version("main", "iris", "b")).quarantine == old
+    assert (await journal.version("main", "iris", "d")).quarantine is None
+    await journal.append([], [Released("old", 3.0)])
+    assert await journal.quarantines("main") == [new]
     await journal.close()
 
 

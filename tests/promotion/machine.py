@@ -100,7 +100,7 @@ class Promotions(RuleBasedStateMachine):
     def _register(self, model: Model, by: str) -> None:
         if not model.versions:
             self.world.rpc("user:admin", "POST", "registered-models/create", name=model.name)
-        origin = {"source": self.world.source, "run_id": self.world.run_id}
+        origin = self.world.origin()
         made = self.world.rpc(by, "POST", "model-versions/create", name=model.name, **origin)
         if self._expect(made, by in RIGHTS["register"]):
             model.versions.append(Version(made.json["model_version"]["version"], by))

@@ -107,6 +107,79 @@ async def test_quarantine_of_what_is_live_says_what_to_roll_back_to(running, tmp
         assert shown["quarantine"] == "leaks"
 
 
+@pytest.mark.parametrize("way", ["copy", "copy of the copy", "same run", "another model"])
+@pytest.mark.parametrize("emergency", [None, {"reason": "r", "ticket": "t"}])
+async def test_what_is_made_from_the_same_is_in_quarantine_too(running, tmp_path, way, emergency):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        first, other = await register(it, client), await register(it, client)
+        quarantine = f"{V1}/iris/versions/{first}/quarantine"
+        assert (await client("POST", quarantine, {"reason": "leaks"})).status == 201
+        model = "rose" if way == "another model" else "iris"
+        if model == "rose":
+            await client.rpc("POST", "registered-models/create", name=model)
+        native = it.memory.models["iris"]["versions"][first]
+        again = {"source": native["source"], "run_id": native["run_id"]}
+        made = {"version": first}
+        for _ in range(2 if way == "copy of the copy" else 1):
+            fields = again if way == "same run" else {"source": f"models:/iris/{made['version']}"}
+            answer = await client.rpc("POST", "model-versions/create", name=model, **fields)
+            made = answer.json["model_version"]
+        closed = await ask(client, "promotions", made["version"], model=model, emergency=emergency)
+        (because,) = [item["because"] for item in closed.json["verdict"]["findings"] if not item["passed"]]
+        assert (closed.status, "made from the same run or files" in because) == (409, True)
+        assert ("leaks" in because) is (model == "iris")  # a reason is for the readers of the model
+        assert (await client("GET", f"{V1}/{model}/versions/{made['version']}")).json["quarantine"] in because
+        assert (await client("DELETE", f"{V1}/{model}/versions/{made['version']}/quarantine")).status == 404
+        assert (await ask(client, "promotions", other)).status == 200
+        assert (await client("DELETE", quarantine)).status == 204
+        assert (await ask(client, "promotions", made["version"], model=model)).status == 200
+
+
+async def test_files_outside_the_registry_are_in_quarantine_where_they_are(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        await client.rpc("POST", "registered-models/create", name="iris")
+        made = it.memory.models["iris"]["versions"]
+        for source in ("models:/m-1", "models:/m-1", "models:/m-1"):
+            number = str(len(made) + 1)
+            made[number] = {
+                "name": "iris", "version": number, "creation_timestamp": 1, "last_updated_timestamp": 1, "tags": {},
+                "current_stage": "None", "description": "", "source": source, "run_id": "", "status": "READY",
+                "storage": "s3://bucket/b" if number == "3" else "s3://bucket/a",
+            }  # fmt: skip
+        assert (await client("POST", f"{V1}/iris/versions/1/quarantine", {"reason": "leaks"})).status == 201
+        assert [(await ask(client, "promotions", version)).status for version in "123"] == [409, 409, 200]
+
+
+async def test_a_rollback_passes_over_a_copy_of_what_is_in_quarantine(running, tmp_path):
+    async with running(environments=simple(tmp_path, "seal: live")) as it:
+        client = Client(it.application.asgi)
+        first, second = await live(it, client, 2)
+        made = await client.rpc("POST", "model-versions/create", name="iris", source=f"models:/iris/{second}")
+        copy = made.json["model_version"]["version"]
+        third = await register(it, client)
+        for version in (copy, third):
+            assert (await ask(client, "promotions", version)).status == 200
+        placed = await client("POST", f"{V1}/iris/versions/{second}/quarantine", {"reason": "leaks"})
+        assert placed.status == 201
+        assert (await ask(client, "rollbacks", reason="r")).json["after"] == first
+
+
+async def test_a_quarantine_of_a_deleted_version_holds_for_copies_and_can_be_lifted(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        made = await client.rpc("POST", "model-versions/create", name="iris", source=f"models:/iris/{version}")
+        copy = made.json["model_version"]["version"]
+        quarantine = f"{V1}/iris/versions/{version}/quarantine"
+        assert (await client("POST", quarantine, {"reason": "leaks"})).status == 201
+        assert (await client.rpc("DELETE", "model-versions/delete", name="iris", version=version)).status == 200
+        assert (await ask(client, "promotions", copy)).status == 409
+        assert (await client("DELETE", quarantine)).status == 204
+        assert (await ask(client, "promotions", copy)).status == 200
+
+
 async def test_taking_down_takes_every_mark(running):
     async with running() as it:
         client = Client(it.application.asgi)
