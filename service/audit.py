@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from service.effects import (
 )
 from service.errors import GatewayError
 from service.model import Call, Decision, Principal, Record, Verdict
-from service.records import Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
+from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
 MAX_EVENT_BYTES = 16 << 10
 _MAX_TEXT = 512
@@ -125,6 +125,9 @@ class Journal(Protocol):
 
     async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
         """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
+
+    async def creations(self, registry: str, models: Collection[str]) -> list[Creation]:
+        """List who registered versions of *models* through the gateway, deleted ones too."""
 
     async def quarantines(self, registry: str) -> list[Quarantine]:
         """List the quarantines of a registry that were not lifted, oldest first."""

@@ -14,7 +14,7 @@ from service.guard import live_version
 from service.model import Principal
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
-from service.provenance import Origin, artifact_digest, find_origin, made_from, run_behind, size_of
+from service.provenance import Origin, artifact_digest, find_origin, made_from, relatives, run_behind, size_of
 from service.records import ModelVersion, Run, VersionRecords
 
 T = TypeVar("T")
@@ -62,11 +62,14 @@ class Gatherer:
             self._version(backend, candidate, _ALL if everything else environment.sources("candidate"), origin),
             self._incumbent(backend, environment, candidate, incumbent, origin, everything=everything),
         )
-        digest = None
         bound = environment.reads_records and bool(records.evidence or records.approvals)
-        if everything or needs_digest or bound or Source.DIGEST in environment.sources("candidate"):
-            digest = await digest_of(backend, origin)  # a record is about the files its author saw
-        quarantine = await self.quarantine(backend, candidate, records, origin)
+        hashed = everything or needs_digest or bound or Source.DIGEST in environment.sources("candidate")
+        approved = (everything or environment.reads_records) and bool(records.approvals)
+        digest, quarantine, registrants = await asyncio.gather(
+            digest_of(backend, origin) if hashed else nothing(None),  # a record is about the files its author saw
+            self.quarantine(backend, candidate, records, origin),
+            self.registrants(backend, candidate, origin) if approved else nothing(frozenset[str]()),
+        )
         now = self._now()
         return Facts(
             candidate=replace(judged, creation=records.creation, periods=records.periods),
@@ -83,6 +86,7 @@ class Gatherer:
             if environment.needs_incumbent
             else None,
             requests=tuple(item for item in records.requests if item.state == "open" and item.expires > now),
+            registrants=registrants,
             askers=records.askers,  # who asked and cancelled, or let it expire, has asked
             quarantine=quarantine,
             change=question.change,
@@ -108,6 +112,17 @@ class Gatherer:
         if found.model != version.model:  # whose readers may be others
             return "another model's version, made from the same run or files, is in quarantine"
         return f"version {found.version}, made from the same run or files, is in quarantine: {found.reason}"
+
+    async def registrants(self, backend: Backend, version: ModelVersion, origin: Origin | None) -> frozenset[str]:
+        """Name everyone who registered what is the same as *version*, as far as it is known (`relatives`).
+
+        Raises:
+            RegistryUnavailable, JournalUnavailable: it cannot be told.
+        """
+        same = {(item.model, item.version): item.binding for item in await relatives(backend, version, origin)}
+        known = await self._journal.creations(backend.name, {model for model, _ in same})
+        found = (item for item in known if same.get((item.model, item.version), "") in (None, item.binding))
+        return frozenset(who for item in found for who in (item.by, *item.persons))
 
     async def about(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -115,6 +116,39 @@ def made_from(version: ModelVersion, origin: Origin | None) -> frozenset[str]:
     """Return what *version* shares with whatever is made from the same: run, logged models, the places of its files."""
     places = (*origin.files, origin.outside) if origin else (version.source,)
     return behind(version, origin) | ({place.rstrip("/") for place in places} - {""})
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A version that has the same behind it as another."""
+
+    model: str
+    version: str
+    binding: str | None
+    """None for one that was deleted: only its number is known."""
+
+
+async def relatives(backend: Backend, version: ModelVersion, origin: Origin | None) -> set[Relative]:
+    """Find versions that name the same run or logged models, and those *version* is a copy of.
+
+    Copies of *version* that name no run are not found: the registry would have to list everything.
+    """
+    several = await asyncio.gather(*map(backend.versions_naming, behind(version, origin)))
+    found = {Relative(item.model, item.version, item.binding) for items in several for item in items}
+    source = version.source
+    for _ in range(_MAX_HOPS):
+        scheme, _, rest = source.partition(":/")
+        name, _, number = rest.strip("/").rpartition("/")
+        if scheme != "models" or not name:
+            break
+        try:
+            original = await backend.get_version(name, number)
+        except NotFound:
+            found.add(Relative(name, number, None))
+            break
+        found.add(Relative(name, number, original.binding))
+        source = original.source
+    return found
 
 
 async def check_run(backend: Backend, change: VersionCreate, model_id: str) -> None:

@@ -16,7 +16,7 @@ from service.guard import live_version
 from service.model import Caller, Need, Principal, resource
 from service.promotion.approving import concerned_in
 from service.promotion.gate import Environment
-from service.provenance import artifact_digest, behind, origin_of_version
+from service.provenance import Origin, artifact_digest, behind, origin_of_version
 from service.records import Approval, ModelVersion
 
 
@@ -71,9 +71,9 @@ class ApprovalDesk:
 
         async def make(held: contextlib.ExitStack) -> Signed:
             found = await backend.get_version(model, version)
-            if approval.decision == "approve":
-                await self._refuse_concerned(caller.principal, registry, found, operation)
             origin = await origin_of_version(backend, found)
+            if approval.decision == "approve":
+                await self._refuse_concerned(caller.principal, backend, found, origin, operation)
             stands = behind(found, origin)
             if approval.decision == "approve":  # what is signed must not change until it is sealed
                 held.enter_context(
@@ -90,12 +90,13 @@ class ApprovalDesk:
             return (await self._desk.store(operation, model, version, lambda: make(held), alone=True)).approval
 
     async def _refuse_concerned(
-        self, principal: Principal, registry: str, version: ModelVersion, operation: Operation
+        self, principal: Principal, backend: Backend, version: ModelVersion, origin: Origin, operation: Operation
     ) -> None:
-        records = await self._desk.journal.version(registry, version.model, version.binding)
+        records = await self._desk.journal.version(backend.name, version.model, version.binding)
         creation = records.creation
         roles = {
             "registered": {creation.by, *creation.persons} if creation else set(),
+            "registered what is the same as": await self._desk.gatherer.registrants(backend, version, origin),
             "posted evidence about": concerned_in((), records.evidence, ()),
             "asked to promote": records.askers,
         }

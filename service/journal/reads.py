@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -170,6 +170,12 @@ class Reads:
             requests=tuple(self._request(row) for row in requests),
             askers=self._people.everyone(who for row in askers for who in (row.by, *row.persons)),
         )
+
+    async def creations(self, registry: str, models: Collection[str]) -> list[Creation]:
+        """List who registered versions of *models* through the gateway, deleted ones too."""
+        c = t.creations.c
+        rows = await self._rows(select(t.creations).where(c.registry == registry, c.model.in_(models)))
+        return [self._creation(row) for row in rows]
 
     async def quarantines(self, registry: str) -> list[Quarantine]:
         """List the quarantines of a registry that were not lifted, oldest first."""

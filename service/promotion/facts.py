@@ -148,6 +148,8 @@ class Facts:
     """Those that are open."""
     askers: frozenset[str] = frozenset()
     """Everyone who ever asked that the candidate be promoted, besides the principal."""
+    registrants: frozenset[str] = frozenset()
+    """Everyone who registered what is the same as the candidate, besides its own registrant."""
     quarantine: str | None = None
     """Why the candidate is in quarantine; None if it is not."""
     debt: str = ""

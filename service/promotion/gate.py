@@ -335,7 +335,7 @@ class Environment:
 
     def _judge_approvals(self, facts: Facts, digest: str) -> Judged:
         creation = facts.candidate.creation
-        registrants = (creation.by, *creation.persons) if creation else ()
+        registrants = facts.registrants | ({creation.by, *creation.persons} if creation else set())
         concerned = concerned_in(registrants, facts.evidence, facts.askers | facts.principal.persons)
         seen = Seen(
             self.name,

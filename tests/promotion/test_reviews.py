@@ -199,6 +199,49 @@ async def test_who_ever_asked_does_not_approve(running, tmp_path, end):
             assert verdict["stale_approvals"] == [{"by": "user:admin", "because": because}]
 
 
+@pytest.mark.parametrize("way", ["copy", "copy of the copy", "same run", "copy of what is deleted", "another model"])
+async def test_who_registered_the_same_does_not_approve_it(running, tmp_path, way):
+    async with running(environments=simple(tmp_path, LEADS.replace("ml-leads", "platform"))) as it:
+        client = Client(it.application.asgi)
+        admin, ci = client.be("user:admin"), client.be("service:ci")
+        run = (await admin.rpc("POST", "runs/create", experiment_id="0")).json["run"]["info"]["run_id"]
+        await admin.rpc("POST", "registered-models/create", name="iris")
+        await admin.rpc("POST", "registered-models/create", name="rose")
+        source = {"source": f"runs:/{run}/model"}
+        model = "rose" if way == "another model" else "iris"
+        if way == "copy of what is deleted":
+            source = {"source": f"mlflow-artifacts:/0/{run}/artifacts/model"}
+        first = (await admin.rpc("POST", "model-versions/create", name=model, **source)).json["model_version"][
+            "version"
+        ]
+        copied = {"source": f"models:/{model}/{first}"}
+        if way == "copy of the copy":
+            await ci.rpc("POST", "model-versions/create", name="iris", **copied)
+            copied = {"source": "models:/iris/2"}
+        if way == "same run":
+            copied = {**source, "run_id": run}
+        made = await ci.rpc("POST", "model-versions/create", name="iris", **copied)
+        version = made.json["model_version"]["version"]
+        if way == "copy of what is deleted":
+            await admin.rpc("DELETE", "model-versions/delete", name="iris", version=first)
+        answer = await approve(client, version, "user:admin")
+        says = "You registered what is the same as this version; somebody else has to approve it."
+        assert (answer.status, answer.json["detail"]) == (403, says)
+
+
+async def test_an_approval_of_who_registers_the_same_later_does_not_count_any_more(running, tmp_path):
+    async with running(environments=simple(tmp_path, LEADS.replace("ml-leads", "platform"))) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await approve(client, version, "user:admin")).status == 201
+        assert (await promote(client, version, dry_run=True)).json["verdict"]["allowed"] is True
+        fields = {"source": f"runs:/{run_of(it, version)}/model", "run_id": run_of(it, version)}
+        assert (await client.rpc("POST", "model-versions/create", name="iris", **fields)).status == 200
+        verdict = (await promote(client, version, dry_run=True)).json["verdict"]
+        because = "its author registered, evidenced or asked to promote the version"
+        assert verdict["stale_approvals"] == [{"by": "user:admin", "because": because}]
+
+
 async def test_two_identities_of_one_person_are_one(running, tmp_path):
     authentication = {"api_keys": "keys.yaml", "same_person": [["user:lead", "user:scientist"]]}
     async with running(environments=simple(tmp_path, LEADS), authentication=authentication) as it:
