@@ -52,6 +52,14 @@ class OpenOperation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """A document that is kept by its digest, and since when."""
+
+    document: Mapping[str, Any]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoredAnswer:
     """What a POST with an Idempotency-Key was answered."""
 
@@ -114,7 +122,7 @@ class Journal(Protocol):
     async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
         """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
 
-    async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
+    async def document(self, kind: str, digest: str) -> Kept | None:
         """Return what is kept by *digest*: ``rules`` or a ``review``."""
 
     async def answer(self, key: str) -> StoredAnswer | None:
@@ -123,8 +131,17 @@ class Journal(Protocol):
     async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
         """List what emergencies left, oldest first, each with the model's present name."""
 
-    async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
-        """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
+    async def debt(self, debt_id: str) -> Debt | None:
+        """Get what an emergency left, with the model's present name."""
+
+    async def requests(self, now: float) -> list[tuple[str, str, PromotionRequest]]:
+        """List the requests for promotions that are open and not expired, oldest first: registry, model, request."""
+
+    async def request(self, request_id: str) -> tuple[str, str, PromotionRequest] | None:
+        """Get a request for a promotion: registry, model, request."""
+
+    async def present_name(self, registry: str, model: str, since: float) -> str:
+        """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
 
     async def creations(self, registry: str, models: Collection[str]) -> list[Creation]:
         """List who registered versions of *models* through the gateway, deleted ones too."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from service.effects import Paid
 from service.errors import Conflict, Denied, NotFound
-from service.governance.desk import Desk
+from service.governance.desk import MAX_LISTED, Desk
 from service.model import Caller, Need, resource
 from service.records import Debt
 
@@ -19,10 +19,9 @@ class DebtDesk:
         self._desk = desk
 
     async def list(self, caller: Caller, *, open_only: bool) -> list[Debt]:
-        """List the debts of models the caller may read, oldest first."""
+        """List the debts of models the caller may read, oldest first; the newest `MAX_LISTED`."""
         found = await self._desk.journal.debts(open_only=open_only)
-        debts = (replace(debt, model=model) for model, debt in found)
-        return [debt for debt in debts if self._may_read(caller, debt)]
+        return [debt for _, debt in found if self._may_read(caller, debt)][-MAX_LISTED:]
 
     def _may_read(self, caller: Caller, debt: Debt) -> bool:
         where = resource("models", debt.model, "environments", debt.environment)
@@ -34,11 +33,10 @@ class DebtDesk:
         Raises:
             NotFound. Conflict: it is closed. Denied: no right to approve there, or one's own emergency.
         """
-        found = [debt for debt in await self.list(caller, open_only=False) if debt.id == debt_id]
-        if not found:
+        debt = await self._desk.journal.debt(debt_id)
+        if debt is None or not self._may_read(caller, debt):
             message = "There is no emergency of this id."
             raise NotFound(message)
-        debt = found[0]
         need = Need("approval:create", resource("models", debt.model, "environments", debt.environment))
         _, operation = await self._desk.open(caller, debt.registry, "closeDebt", need)
         operation.environment, operation.reason, operation.before = debt.environment, reason, {"debt": debt.id}
@@ -48,8 +46,8 @@ class DebtDesk:
             raise Denied(message, operation=operation.id)
 
         async def make() -> Paid:
-            present = [item for _, item in await self._desk.journal.debts(debt.registry) if item.id == debt.id]
-            if not present:
+            present = await self._desk.journal.debt(debt_id)
+            if present is None or present.closed_at is not None:
                 message = "It was reviewed before."
                 raise Conflict(message)
             return Paid(debt.id, self._desk.now(), caller.principal.subject, reason)

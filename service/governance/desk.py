@@ -20,6 +20,8 @@ from service.records import ModelVersion
 from service.strict import check_text, check_version
 
 E = TypeVar("E", bound=Effect)
+MAX_LISTED = 1000
+"""How many requests or emergencies are listed at most, of those the caller may read."""
 
 
 class Desk:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from service.effects import Requested, RequestEnded
 from service.errors import Conflict, NotFound
 from service.gather import Question
-from service.governance.desk import Desk
+from service.governance.desk import MAX_LISTED, Desk
 from service.model import Caller, Need, Verdict, resource
 from service.records import PromotionRequest
 
@@ -95,16 +95,16 @@ class RequestDesk:
         return environment.judge(facts, placed.registry)
 
     async def list(self, caller: Caller, *, awaiting_me: bool) -> list[Placed]:
-        """List the open requests whose model the caller may read; or those that wait for something they may do."""
-        now = self._desk.now()
-        found = [Placed(*item) for item in await self._desk.journal.requests()]
+        """List the open requests whose model the caller may read; or those that wait for something they may do.
+
+        Oldest first; the newest `MAX_LISTED`.
+        """
+        found = [Placed(*item) for item in await self._desk.journal.requests(self._desk.now())]
         return [
             item
             for item in found
-            if item.request.expires > now
-            and self._may(caller, item, "model:read")
-            and (not awaiting_me or self._awaits(caller, item))
-        ]
+            if self._may(caller, item, "model:read") and (not awaiting_me or self._awaits(caller, item))
+        ][-MAX_LISTED:]
 
     def _may(self, caller: Caller, item: Placed, action: str) -> bool:
         parts = ("models", item.model, "environments", item.request.environment)
@@ -123,11 +123,11 @@ class RequestDesk:
         Raises:
             NotFound: there is none of this id, or the caller may not read its model.
         """
-        found = [Placed(*item) for item in await self._desk.journal.requests(request_id)]
-        if not found or not self._may(caller, found[0], "model:read"):
+        found = await self._desk.journal.request(request_id)
+        if found is None or not self._may(caller, Placed(*found), "model:read"):
             message = "There is no promotion request of this id."
             raise NotFound(message)
-        item = found[0]
+        item = Placed(*found)
         if item.request.state == "open" and item.request.expires <= self._desk.now():
             return replace(item, request=replace(item.request, state="expired"))
         return item

@@ -62,12 +62,11 @@ class ReviewDesk:
         message = "There is no review of this digest."
         if found is None:
             raise NotFound(message)
-        where = resource("models", str(found["model"]), "versions")
-        if not self._desk.gateway.access.decide(
-            caller.principal, str(found["registry"]), where, "version:read"
-        ).allowed:
+        registry, model = str(found.document["registry"]), str(found.document["model"])
+        where = resource("models", await self._desk.journal.present_name(registry, model, found.at), "versions")
+        if not self._desk.gateway.access.decide(caller.principal, registry, where, "version:read").allowed:
             raise NotFound(message)
-        return dict(found)
+        return dict(found.document)
 
     async def digest_of(self, backend: Backend, environment: Environment, version: ModelVersion) -> str:
         """Return the digest that a review of *version* would have now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from service.audit import ANY, Event
@@ -51,7 +52,9 @@ class TrailDesk:
             raise NotFound(message)
         data = events[0]["data"]
         decides = self._desk.gateway.access.decide
-        may = decides(caller.principal, data["registry"], resource("models", data["model"]), "model:read")
+        begun = datetime.fromisoformat(events[0]["time"]).timestamp()
+        model = await self._desk.journal.present_name(data["registry"], data["model"], begun)
+        may = decides(caller.principal, data["registry"], resource("models", model), "model:read")
         if not may.allowed:
             raise NotFound(message)
         if decides(caller.principal, data["registry"], "audit", "audit:read").allowed:
@@ -106,7 +109,7 @@ class TrailDesk:
         if found is None:
             message = "No rules of this digest are in the archive."
             raise NotFound(message)
-        return dict(found)
+        return dict(found.document)
 
     def environments(self) -> list[tuple[str, Environment]]:
         """List the environments with each registry they are of; they are no secret to those who must satisfy them."""

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Engine, Select, bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.audit import ANY, Event, KnownOperation, OpenOperation, StoredAnswer
+from service.audit import ANY, Event, Kept, KnownOperation, OpenOperation, StoredAnswer
 from service.effects import Signed
 from service.errors import JournalUnavailable
 from service.journal import tables as t
@@ -220,11 +220,11 @@ class Reads:
                 found[row.operation] = verdict
         return found
 
-    async def document(self, kind: str, digest: str) -> Mapping[str, Any] | None:
+    async def document(self, kind: str, digest: str) -> Kept | None:
         """Return what is kept by *digest*: ``rules`` or a ``review``."""
         c = t.documents.c
-        rows = await self._rows(select(c.body).where(c.kind == kind, c.digest == digest))
-        return dict(rows[0].body) if rows else None
+        rows = await self._rows(select(c.body, c.at).where(c.kind == kind, c.digest == digest))
+        return Kept(dict(rows[0].body), rows[0].at) if rows else None
 
     async def answer(self, key: str) -> StoredAnswer | None:
         """Return what a POST with this Idempotency-Key was answered."""
@@ -237,19 +237,41 @@ class Reads:
     async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
         """List what emergencies left, oldest first, each with the model's present name."""
         c = t.debts.c
-        query = select(t.debts).order_by(c.at).limit(_MAX_REQUESTS)
+        query = select(t.debts).order_by(c.at)
         if registry is not None:
             query = query.where(c.registry == registry)
         if open_only:
             query = query.where(c.closed_at.is_(None))
         return [(row.model, self._debt(row)) for row in await self._rows(query)]
 
-    async def requests(self, request_id: str | None = None) -> list[tuple[str, str, PromotionRequest]]:
-        """List the open requests for promotions, oldest first: registry, model, request; or the one of this id."""
+    async def debt(self, debt_id: str) -> Debt | None:
+        """Get what an emergency left, with the model's present name."""
+        rows = await self._rows(select(t.debts).where(t.debts.c.id == debt_id))
+        return self._debt(rows[0]) if rows else None
+
+    async def requests(self, now: float) -> list[tuple[str, str, PromotionRequest]]:
+        """List the requests for promotions that are open and not expired, oldest first: registry, model, request."""
         c = t.requests.c
-        query = select(t.requests).order_by(c.at).limit(_MAX_REQUESTS)
-        query = query.where(c.state == "open") if request_id is None else query.where(c.id == request_id)
+        query = select(t.requests).where(c.state == "open", c.expires > now).order_by(c.at)
         return [(row.registry, row.model, self._request(row)) for row in await self._rows(query)]
+
+    async def request(self, request_id: str) -> tuple[str, str, PromotionRequest] | None:
+        """Get a request for a promotion: registry, model, request."""
+        rows = await self._rows(select(t.requests).where(t.requests.c.id == request_id))
+        return (rows[0].registry, rows[0].model, self._request(rows[0])) if rows else None
+
+    async def present_name(self, registry: str, model: str, since: float) -> str:
+        """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
+        c, sequence = t.events.c, 0
+        named = select(c.sequence, c.body).where(c.registry == registry, c.outcome == "succeeded", c.time >= since)
+        named = named.where(c.body.contains('"kind":"ModelRename"'))  # its action may be the retirement it was
+        while True:
+            rows = await self._rows(named.where(c.model == model, c.sequence > sequence).order_by(c.sequence).limit(1))
+            if not rows:
+                return model
+            sequence, change = rows[0].sequence, json.loads(rows[0].body)["data"]["change"]
+            if change["kind"] == "ModelRename":
+                model = change["new_name"]
 
     def _persons(self, by: str, persons: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(self._people.everyone((by, *persons))))

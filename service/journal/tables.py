@@ -143,7 +143,7 @@ requests = Table(
     Column("ended_by", String(300), nullable=False),
     Column("operation", String(64), nullable=False),
     Index("requests_model", "registry", "model", "binding"),
-    Index("requests_state", "state", "at"),
+    Index("requests_state", "state", "expires"),
 )
 
 debts = Table(

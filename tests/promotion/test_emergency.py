@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 
 import pytest
 
 from service.backends.memory import MemoryTransport
 from service.errors import JournalUnavailable, OutcomeUnknown
 from tests.client import Client
+from tests.conftest import ROOT
 from tests.promotion.flow import alias_of, ask, environments, register, simple
+from tests.promotion.test_requests import READ_IRIS
 
 RULES = (
     "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: low, waivable: true},"
@@ -186,3 +190,40 @@ async def test_built_in_findings_are_waived_only_where_the_environment_says_so(r
             ("freeze", True),
             ("approvals-ml-leads", False),
         ]
+
+
+async def test_the_debt_of_a_model_that_one_may_not_read_is_named_by_its_id_only(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("p, group:platform, *, *, *, allow\np, group:data-scientists, *, *, *, allow\n" + READ_IRIS)
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(environments=simple(tmp_path, "", RULES), access=access) as it:
+        client = Client(it.application.asgi)
+        versions = {model: await register(it, client, model=model) for model in ("secret", "iris")}
+        evidence = {"kind": "validation", "result": "passed"}
+        for model, version in versions.items():
+            path = f"/v1/registries/main/models/{model}/versions/{version}/evidence"
+            assert (await client("POST", path, evidence)).status == 201
+        debt = (await ask(client, "promotions", versions["secret"], model="secret", emergency=WHY)).json["id"]
+        lead = client.be("user:lead")
+        blocked = await ask(lead, "promotions", versions["iris"], emergency=WHY)
+        assert (blocked.status, debt.encode() in blocked.body) == (409, True)
+        assert b"secret" not in blocked.body
+        assert (await lead("POST", f"{DEBTS}/{debt}/reviews", {"reason": "r"})).status == 404
+
+
+async def test_a_debt_is_closed_however_many_there_were(running, tmp_path):
+    async with running(environments=simple(tmp_path, "", RULES)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client, accuracy=0.5)
+        await validated(client, version)
+        debt = (await ask(client.be("user:lead"), "promotions", version, emergency=WHY)).json["id"]
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
+            journal.executemany(
+                "INSERT INTO debts (id, registry, model, environment, version, by, persons, reason, ticket, waived, at,"
+                " closed_at, closed_by, closing_reason)"
+                " VALUES (?, 'main', 'iris', 'production', '1', 'user:x', '[]', '', '', '[]', ?, 1.0, 'user:y', 'ok')",
+                [(str(index), float(index)) for index in range(1000)],
+            )
+        listed = (await client("GET", f"{DEBTS}?closed=true")).json["emergencies"]
+        assert (len(listed), listed[-1]["id"]) == (1000, debt)
+        assert (await client("POST", f"{DEBTS}/{debt}/reviews", {"reason": "r"})).status == 200

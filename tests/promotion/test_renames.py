@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from tests.api.test_promotion import promote, register, satisfy
 from tests.client import V1, Client
+from tests.conftest import ROOT
+from tests.promotion.flow import simple
 
 
 async def test_what_ends_and_what_begins_meet(running):
@@ -47,3 +49,32 @@ async def test_a_lesser_mark_alone_is_not_recorded_as_live(running):
         renamed = await client.rpc("POST", "registered-models/rename", name="iris", new_name="rose")
         assert renamed.status == 200, renamed.body
         assert await it.application.journal.live() == []
+
+
+async def test_what_is_read_by_its_id_is_decided_by_the_present_name(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    everybody = "".join(f"p, group:{who}, *, *, *, allow\n" for who in ("platform", "data-scientists", "ci"))
+    rows.write_text(
+        everybody + "p, group:readers, *, models/pub-*, *, allow\np, group:readers, *, models/pub-*/*, *, allow\n"
+    )
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(environments=simple(tmp_path), access=access) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client, model="pub-x")
+        promoted = (await promote(client, version, model="pub-x")).json["id"]
+        refused = (await promote(client, version, model="pub-x", headers=[("if-match", '"x"')])).json["operation"]
+        review = f"{V1}/pub-x/versions/{version}/review?environment=production"
+        digest = (await client("GET", review)).json["digest"]
+        targets = [f"/v1/promotions/{promoted}", f"/v1/promotions/{refused}", f"/v1/reviews/{digest}"]
+
+        async def seen() -> list[int]:
+            return [(await client.be("user:viewer")("GET", target)).status for target in targets]
+
+        names = ["pub-x", "secret", "hidden", "pub-y"]
+        assert await seen() == [200, 200, 200]
+        for name, new_name in pairwise(names):
+            renamed = await client.rpc("POST", "registered-models/rename", name=name, new_name=new_name)
+            assert renamed.status == 200, renamed.body
+            if name == "pub-x":  # another one takes its old name
+                await register(it, client, model="pub-x")
+            assert await seen() == ([200] * 3 if new_name == "pub-y" else [404] * 3)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
+import pytest
+
 from tests.client import Client
+from tests.conftest import ROOT
 from tests.promotion.flow import ask, promote, register, satisfy
 
 REQUESTS = "/v1/promotion-requests"
+READ_IRIS = "p, group:ml-leads, *, models/iris/*, *, allow\np, group:ml-leads, *, models/iris, *, allow\n"
 
 
 async def test_a_request_shows_the_verdict_and_is_completed_by_the_promotion(running):
@@ -69,3 +76,25 @@ async def test_who_may_not_ask_and_what_does_not_exist(running):
         assert (await ask(client.be("user:viewer"), "promotion-requests", version)).status == 403
         assert (await ask(client, "promotion-requests", "99")).status == 404
         assert (await ask(client, "promotion-requests", version, model="nothing")).status == 404
+
+
+@pytest.mark.parametrize("old", ["expired", "hidden"])
+async def test_old_requests_hide_no_new_ones(running, tmp_path, old):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("p, group:platform, *, *, *, allow\np, group:data-scientists, *, *, *, allow\n" + READ_IRIS)
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(access=access) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        model, expires = ("iris", 2.0) if old == "expired" else ("secret", 4e9)
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
+            journal.executemany(
+                "INSERT INTO requests (id, registry, model, environment, version, binding, by, persons, reason, change,"
+                " at, expires, state, ended_by, operation) VALUES"
+                f" (?, 'main', '{model}', 'production', '1', 'b', 'user:x', '[]', '', '{{}}', ?, ?, 'open', '', '')",
+                [(str(index), float(index), expires) for index in range(1000)],
+            )
+        made = await ask(client, "promotion-requests", version)
+        for target in (REQUESTS, f"{REQUESTS}?awaiting=me"):
+            listed = (await client.be("user:lead")("GET", target)).json["promotion_requests"]
+            assert [item["id"] for item in listed] == [made.json["id"]]
