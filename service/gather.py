@@ -11,7 +11,7 @@ from service.audit import Journal
 from service.backend import Backend
 from service.errors import Conflict, NotFound
 from service.guard import live_version
-from service.model import Principal
+from service.model import Principal, Verdict
 from service.promotion.facts import Facts, Source, VersionFacts
 from service.promotion.gate import Environment
 from service.provenance import Origin, artifact_digest, find_origin, made_from, relatives, run_behind, size_of
@@ -203,6 +203,13 @@ async def _run(backend: Backend, version: ModelVersion, origin: Origin | None) -
         return await backend.get_run(run_id)
     except NotFound:
         return None
+
+
+async def judge(environment: Environment, facts: Facts, registry: str) -> Verdict:
+    """Judge in a thread: each rule may take milliseconds, and others are served in between."""
+    if environment.rules:
+        return await asyncio.to_thread(environment.judge, facts, registry)
+    return environment.judge(facts, registry)
 
 
 async def digest_of(backend: Backend, origin: Origin | None) -> str | None:

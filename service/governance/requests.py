@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from service.effects import Requested, RequestEnded
 from service.errors import Conflict, NotFound
-from service.gather import Question
+from service.gather import Question, judge
 from service.governance.desk import MAX_LISTED, Desk
 from service.model import Caller, Need, Verdict, resource
 from service.records import PromotionRequest
@@ -92,7 +92,7 @@ class RequestDesk:
         found = await backend.get_version(placed.model, request.version)
         question = Question(caller.principal, request.reason, request.change)
         facts = await self._desk.gatherer.about(backend, environment, found, question)
-        return environment.judge(facts, placed.registry)
+        return await judge(environment, facts, placed.registry)
 
     async def list(self, caller: Caller, *, awaiting_me: bool) -> list[Placed]:
         """List the open requests whose model the caller may read; or those that wait for something they may do.

@@ -12,7 +12,7 @@ from service.audit import canonical_json
 from service.backend import Backend
 from service.effects import Reviewed
 from service.errors import NotFound
-from service.gather import Question
+from service.gather import Question, judge
 from service.governance.desk import Desk
 from service.model import Caller, Principal, resource
 from service.promotion.facts import Facts, version_document
@@ -41,7 +41,7 @@ class ReviewDesk:
         facts = await self._facts(self._desk.gateway.backend(registry), environment, found, caller.principal)
         seen = _seen(registry, environment, facts)
         digest = _digest(seen)
-        verdict = environment.judge(facts, registry).document()
+        verdict = (await judge(environment, facts, registry)).document()
         packet = {
             "digest": digest,
             **seen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sqlite3
+import threading
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from service.authentication import entry_for
 from service.backends.memory import MemoryTransport
 from service.errors import BadConfiguration
+from service.promotion.gate import Environment
 from service.settings import load
 from tests.api.test_attacks import run_of
 from tests.client import Client
@@ -47,6 +49,25 @@ async def test_a_review_shows_what_rules_see_and_is_kept(running):
         kept = await client.be("user:viewer")("GET", f"/v1/reviews/{packet['digest']}")
         assert (kept.status, kept.json) == (200, packet)
         assert (await client("GET", f"/v1/reviews/{'0' * 64}")).status == 404
+
+
+async def test_whoever_asks_for_a_verdict_keeps_nobody_waiting(running, monkeypatch):
+    threads = []
+
+    def judge(self, facts, registry):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return plain(self, facts, registry)
+
+    plain = Environment.judge
+    monkeypatch.setattr(Environment, "judge", judge)
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await review(client, version)
+        asked = await client("POST", f"{V1}/iris/environments/production/promotion-requests", {"version": version})
+        assert (await client("GET", f"/v1/promotion-requests/{asked.json['id']}")).json["verdict"] is not None
+        await promote(client, version, dry_run=True)
+    assert threads == [False] * 4
 
 
 async def test_an_approval_of_a_moved_review_is_refused(running):
