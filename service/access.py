@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from service.audit import Operation, Trail
 from service.backend import Backend
@@ -20,6 +22,22 @@ _PROMOTING = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What was decided for a call before it was answered."""
+
+    registry: str
+    resource: str
+    action: str
+    unless_forbidden: bool = False
+    """Only a row that denies it refuses; none has to allow it."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing."""
+        return self.action.endswith(":read")
+
+
 class Access:
     """May they? The policy itself is behind *decide*."""
 
@@ -31,6 +49,36 @@ class Access:
         self.ownership = ownership
         self._sources = sources
         self._trail = trail
+        self._noted: dict[str, dict[Right, None]] = {}
+
+    @contextlib.contextmanager
+    def noting(self, key: str) -> Iterator[dict[Right, None]]:
+        """Collect the rights that a call with this Idempotency-Key (hashed) needs, in the block; one call at a time."""
+        rights = self._noted[key] = {}
+        try:
+            yield rights
+        finally:
+            del self._noted[key]
+
+    def _note(self, operation: Operation, backend: Backend, where: str, action: str, *, unless_forbidden: bool) -> None:
+        noted = self._noted.get(operation.key)
+        if noted is not None:
+            noted[Right(backend.name, where, action, unless_forbidden)] = None
+
+    async def authorize_again(self, rights: Iterable[Right], operation: Operation) -> None:
+        """Decide *rights* by the policy as it is now; the first refusal is recorded.
+
+        Raises:
+            Denied: one of them is not there any more.
+        """
+        for right in rights:
+            decision = self.decide(operation.principal, right.registry, right.resource, right.action)
+            if decision.denied_by_row or not (decision.allowed or right.unless_forbidden):
+                operation.registry, operation.action, operation.resource = right.registry, right.action, right.resource
+                operation.decision = decision
+                await self._trail.refused(operation, "denied")
+                message = f"{operation.principal.subject} may not {right.action} on {right.resource} any more."
+                raise Denied(message, operation=operation.id)
 
     def may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
         """Return the question that answers which leave things out ask: resource and action."""
@@ -55,6 +103,8 @@ class Access:
                     message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
                     await self._trail.refused(operation, "denied")
                     raise Denied(message, operation=operation.id)
+                if not isinstance(need.resource, OutsideSource):
+                    self._note(operation, backend, where, action, unless_forbidden=False)
 
     async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
         """List the resources and actions that a need means."""
@@ -106,6 +156,7 @@ class Access:
         Raises:
             Denied: a row forbids it.
         """
+        needs = list(needs)
         found = self.denied_by_row(backend, needs, operation.principal)
         if found is not None:
             need, decision = found
@@ -113,6 +164,9 @@ class Access:
             await self._trail.refused(operation, "denied")
             message = f"A policy row forbids {operation.principal.subject} {need.action} on {need.resource}."
             raise Denied(message, operation=operation.id)
+        for need in needs:
+            if isinstance(need.resource, str):
+                self._note(operation, backend, need.resource, need.action, unless_forbidden=True)
 
     def denied_by_row(
         self, backend: Backend, needs: Iterable[Need], principal: Principal

@@ -185,6 +185,7 @@ class Application:
             render_dialect_error=render_mlflow_error,
             authenticate=_with_identities(self.keys.authenticate, self.people),
             trail=self.trail,
+            access=self.gateway.access,
             metrics=self.metrics,
             hosts=self.configuration.settings.listen.hosts,
             proxies=Proxies(self.configuration.settings.listen.trusted_proxies),

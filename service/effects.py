@@ -195,7 +195,7 @@ class Answered:
     key: str
     """sha256 of principal and key."""
     fingerprint: str
-    """sha256 of method, path, query and body."""
+    """sha256 of path, query, body, the headers that decide the answer, and the credential's rights."""
     status: int
     headers: Mapping[str, str]
     body: str

@@ -274,7 +274,7 @@ class Gateway:
             return None
         await self._authorize_again(backend, call, environment, operation)
         if known.digest != operation.digest:
-            message = "This Idempotency-Key was sent with another route or body; take a new one."
+            message = "This Idempotency-Key was sent with another request; take a new one."
             raise IdempotencyKeyReused(message)
         if known.state != "succeeded":
             message = f"The operation {known.id} of this Idempotency-Key is unsettled; it was not forwarded again."

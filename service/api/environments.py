@@ -180,7 +180,7 @@ def _call(caller: Caller, registry: str, name: str, change: Promotion | Retireme
         record=Record.EACH,
         change=change,
         address=caller.address,
-        key=caller.key,
+        key="" if isinstance(change, Promotion) and change.dry_run else caller.key,  # nothing that must be done once
     )
 
 

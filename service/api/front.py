@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import structlog
 
+from service.access import Access
 from service.api.floods import Floods
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
@@ -65,6 +66,7 @@ class Front:
         render_dialect_error: ErrorRenderer,
         authenticate: Callable[[str | None], Principal],
         trail: Trail,
+        access: Access,
         metrics: Metrics,
         hosts: Collection[str] = (),
         proxies: Proxies | None = None,
@@ -83,7 +85,7 @@ class Front:
         self._render_dialect_error = render_dialect_error
         self._authenticate = authenticate
         self._trail = trail
-        self._idempotency = Idempotency(trail)
+        self._idempotency = Idempotency(trail, access)
         self.floods = Floods(trail)
         self._metrics = metrics
 

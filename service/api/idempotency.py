@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import re
+from collections.abc import Iterable
 
 import structlog
 
-from service.asgi import ASGI, MAX_BODY_BYTES, RETRY_HEADER, Event, Receive, Scope, Send, header, read_body
-from service.audit import StoredAnswer, Trail
+from service.access import Access, Right
+from service.asgi import (
+    ASGI,
+    MAX_BODY_BYTES,
+    RETRY_HEADER,
+    Event,
+    Receive,
+    Scope,
+    Send,
+    client_address,
+    header,
+    read_body,
+)
+from service.audit import Operation, StoredAnswer, Trail
 from service.effects import Answered
 from service.errors import GatewayError, IdempotencyKeyReused, InvalidRequest, OperationPending
+from service.model import Call, Principal
 
 _KINDS = ("application/json", "application/x-protobuf")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NOT_KEPT = frozenset({401, 403, 408, 413, 424, 425, 429})
-"""Nothing was done, or it is not known yet: the next try is a try of its own."""
+_MAX_KEPT_BYTES = 64 << 10
+"""A longer answer is of an operation that is found by its key, or of a call that is safe to repeat."""
+_OF_MEANING = (b"if-match", b"accept")
+"""They decide what is done or how it is answered."""
+_RIGHTS = ":rights"
+"""Kept beside the headers; none has such a name."""
 _KEPT_HEADERS = frozenset(
     {"content-type", "etag", "registry-gateway-operation", "registry-gateway-revision", "location"}
 )
@@ -25,9 +45,10 @@ _log = structlog.get_logger()
 class Idempotency:
     """Gives the answer of the first POST with a key to every further one of the same principal."""
 
-    def __init__(self, trail: Trail) -> None:
-        """Keep answers in *trail*'s journal."""
+    def __init__(self, trail: Trail, access: Access) -> None:
+        """Keep answers in *trail*'s journal; *access* decides again before one is repeated."""
         self._trail = trail
+        self._access = access
         self._in_flight: dict[str, str] = {}
 
     async def __call__(self, app: ASGI, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +56,9 @@ class Idempotency:
 
         Raises:
             InvalidRequest: the key is not 1 to 255 visible ASCII characters.
-            IdempotencyKeyReused: the key belongs to another route or body. Nothing was forwarded.
+            IdempotencyKeyReused: the key belongs to another request, or to a credential with other rights. Nothing
+                was forwarded.
+            Denied: a right that the first answer needed is not there any more. Nothing was forwarded.
             OperationPending: the first request with this key is still under way. Nothing was forwarded.
             JournalUnavailable: it cannot be told whether it was done. Nothing was forwarded.
         """
@@ -47,8 +70,9 @@ class Idempotency:
             message = "An Idempotency-Key has 1 to 255 visible ASCII characters."
             raise InvalidRequest(message)
         body = await read_body(scope, receive, MAX_BODY_BYTES, _KINDS)
-        key = _hash(scope["state"]["principal"].subject, sent)
-        fingerprint = _hash(scope["raw_path"].decode("latin-1"), scope.get("query_string", b"").decode("latin-1"), body)
+        principal = scope["state"]["principal"]
+        key = _hash(principal.subject, sent)
+        fingerprint = _fingerprint(scope, principal, body)
         running = self._in_flight.get(key)
         if running is None:
             self._in_flight[key] = fingerprint
@@ -60,22 +84,40 @@ class Idempotency:
         try:
             known = await self._trail.journal.answer(key)
             if known is not None:
-                await _replay(known, fingerprint, send)
+                await self._replay(known, fingerprint, scope, send)
                 return
             scope["state"]["idempotency"] = key
             recorder = _Recorder(send)
-            await app(scope, _again(body, receive), recorder)
-            await self._keep(key, fingerprint, recorder)
+            with self._access.noting(key) as rights:
+                await app(scope, _again(body, receive), recorder)
+            if recorder.is_final and not all(right.reads for right in rights):
+                await self._keep(key, fingerprint, recorder, rights)
         finally:
             del self._in_flight[key]
 
-    async def _keep(self, key: str, fingerprint: str, recorder: _Recorder) -> None:
-        """Keep a final answer. A failure is logged: the change is made, and its operation knows the key too."""
-        if not recorder.is_final:
-            return
-        answered = Answered(
-            key, fingerprint, recorder.status, recorder.headers, recorder.body.decode(), self._trail.now()
+    async def _replay(self, known: StoredAnswer, fingerprint: str, scope: Scope, send: Send) -> None:
+        """Give the kept answer to who may still ask for it."""
+        if known.fingerprint != fingerprint:
+            raise _reused()
+        call = Call(
+            principal=scope["state"]["principal"],
+            registry="",
+            name="replayAnswer",
+            needs=(),
+            address=client_address(scope),
         )
+        rights = [Right(*item) for item in json.loads(known.headers[_RIGHTS])]
+        await self._access.authorize_again(rights, Operation.opened(call, self._trail.now()))
+        kept = {name: value for name, value in known.headers.items() if name != _RIGHTS}
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in kept.items()]
+        headers += [(b"idempotent-replayed", b"true"), (b"content-length", str(len(known.body.encode())).encode())]
+        await send({"type": "http.response.start", "status": known.status, "headers": headers})
+        await send({"type": "http.response.body", "body": known.body.encode()})
+
+    async def _keep(self, key: str, fingerprint: str, recorder: _Recorder, rights: Iterable[Right]) -> None:
+        """Keep an answer. A failure is logged: the change is made, and its operation knows the key too."""
+        headers = {**recorder.headers, _RIGHTS: json.dumps([dataclasses.astuple(right) for right in rights])}
+        answered = Answered(key, fingerprint, recorder.status, headers, recorder.body.decode(), self._trail.now())
         try:
             await self._trail.keep(answered)
         except GatewayError as error:
@@ -94,9 +136,12 @@ class _Recorder:
 
     @property
     def is_final(self) -> bool:
-        """Whether a repetition must get this answer."""
-        final = 200 <= self.status < 500 and self.status not in _NOT_KEPT and RETRY_HEADER not in self.headers
-        return final and self._complete and len(self.body) <= MAX_BODY_BYTES
+        """Whether a repetition must get this answer: it was done, or the state of things did not allow it.
+
+        After another refusal nothing was done, or it is not known yet: the next try is a try of its own.
+        """
+        final = (200 <= self.status < 300 or self.status == 409) and RETRY_HEADER not in self.headers
+        return final and self._complete and len(self.body) <= _MAX_KEPT_BYTES
 
     async def __call__(self, event: Event) -> None:
         if event["type"] == "http.response.start":
@@ -107,23 +152,21 @@ class _Recorder:
                 if (name := raw.decode("latin-1").lower()) in _KEPT_HEADERS or name == RETRY_HEADER
             }
         elif event["type"] == "http.response.body":
-            if len(self.body) <= MAX_BODY_BYTES:
+            if len(self.body) <= _MAX_KEPT_BYTES:
                 self.body += event.get("body", b"")
             self._complete = not event.get("more_body", False)
         await self._send(event)
 
 
-async def _replay(known: StoredAnswer, fingerprint: str, send: Send) -> None:
-    if known.fingerprint != fingerprint:
-        raise _reused()
-    headers = [(name.encode(), value.encode("latin-1")) for name, value in known.headers.items()]
-    headers += [(b"idempotent-replayed", b"true"), (b"content-length", str(len(known.body.encode())).encode())]
-    await send({"type": "http.response.start", "status": known.status, "headers": headers})
-    await send({"type": "http.response.body", "body": known.body.encode()})
-
-
 def _reused() -> IdempotencyKeyReused:
-    return IdempotencyKeyReused("This Idempotency-Key was sent with another route or body; take a new one.")
+    return IdempotencyKeyReused("This Idempotency-Key was sent with another request or rights; take a new one.")
+
+
+def _fingerprint(scope: Scope, principal: Principal, body: bytes) -> str:
+    """Name what is asked for, and with which rights: another credential of the same principal may have fewer."""
+    named = [_hash(*(value for found, value in scope["headers"] if found.lower() == name)) for name in _OF_MEANING]
+    rights = _hash(principal.issuer, principal.acting_for or "", *sorted(principal.groups))
+    return _hash(scope["raw_path"], scope.get("query_string", b""), body, *named, rights)
 
 
 def _again(body: bytes, rest: Receive) -> Receive:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import yaml
+from sqlalchemy import func, select
 
+from service.authentication import entry_for
+from service.journal import tables
 from tests.client import Client
-from tests.promotion.flow import V1, promote, register, satisfy, simple
+from tests.conftest import ROOT, TOKENS
+from tests.promotion.flow import V1, ask, promote, register, satisfy, simple
 
 KEY = [("idempotency-key", "deploy-42")]
+LIVE = f"{V1}/iris/environments/production"
+
+
+async def kept(it):
+    """Count the answers that are kept."""
+    (row,) = await it.application.journal._rows(select(func.count().label("count")).select_from(tables.answers))
+    return row.count
 
 
 async def test_a_repeated_promotion_is_answered_and_not_done_again(running):
@@ -143,3 +155,105 @@ async def test_an_answer_that_was_lost_is_found_by_its_operation(running, monkey
         assert len(it.memory.models["iris"]["versions"]) == 2
         other = await client("POST", "/api/2.0/mlflow/registered-models/create", {"name": "rose"}, headers=KEY)
         assert other.status == 422
+
+
+@pytest.mark.parametrize("more", [("if-match", '"wrong"'), ("accept", "application/xml")])
+async def test_another_if_match_or_accept_is_another_request(running, tmp_path, more):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await promote(client, version, headers=KEY)).status == 200
+        answer = await promote(client, version, headers=[*KEY, more])
+        assert (answer.status, answer.json["type"].rpartition("/")[2]) == (422, "idempotency-key-reused")
+
+
+async def test_a_stale_if_match_does_not_stick(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        stale = await promote(client, version, headers=[*KEY, ("if-match", '"wrong"')])
+        corrected = await promote(client, version, headers=KEY)
+        assert (stale.status, corrected.status) == (412, 200)
+        assert "idempotent-replayed" not in corrected.headers
+
+
+async def test_a_weaker_credential_of_the_same_principal_is_told_nothing(running, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOKENS, "weak", f"rgw_test-weak-{'y' * 24}")
+    async with running(environments=simple(tmp_path)) as it:
+        file = tmp_path / "keys.yaml"
+        weak = {**entry_for(TOKENS["weak"], "service:ci", ()), "id": "weak", "expires": "2090-01-01"}
+        file.write_text(yaml.safe_dump([*yaml.safe_load(file.read_text()), weak]))
+        it.application.keys.reload()
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await promote(client.be("service:ci"), version, headers=KEY)).status == 200
+        target = f"{LIVE}/promotions"
+        answer = await client.be("weak")("POST", target, {"version": version}, headers=KEY)
+        assert (answer.status, "verdict" in answer.json) == (422, False)
+
+
+@pytest.mark.parametrize("route", ["own", "dialect", "desk"])
+async def test_a_revoked_right_is_not_replayed(running, tmp_path, route):
+    rows = tmp_path / "rows.csv"
+    rows.write_text((ROOT / "policies/policy.csv").read_text())
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(environments=simple(tmp_path), access=access) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        target, body = {
+            "own": (f"{LIVE}/promotions", {"version": version}),
+            "dialect": ("/api/2.0/mlflow/registered-models/create", {"name": "rose"}),
+            "desk": (f"{V1}/iris/versions/{version}/evidence", {"kind": "validation", "result": "passed"}),
+        }[route]
+        ci = client.be("service:ci")
+        first, again = await ci("POST", target, body, headers=KEY), await ci("POST", target, body, headers=KEY)
+        assert (again.status, again.body, again.headers["idempotent-replayed"]) == (first.status, first.body, "true")
+        rows.write_text(
+            "".join(line for line in rows.read_text().splitlines(keepends=True) if not line.startswith("g, group:ci"))
+        )
+        it.application.authorizer.reload()
+        before = len(await it.events())
+        refused = await ci("POST", target, body, headers=KEY)
+        assert (refused.status, "idempotent-replayed" in refused.headers) == (403, False)
+        found = (await it.events())[before:]
+        assert [event["data"]["phase"] for event in found] == ["denied"]
+
+
+async def test_what_changes_nothing_is_not_kept(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        viewer = client.be("user:viewer")
+        calls = [
+            (viewer, "/api/2.0/mlflow/runs/search", {"experiment_ids": ["0"]}, 200),
+            (viewer, "/v1/nothing/here", {}, 404),
+            (viewer, f"{LIVE}/promotions", {"nonsense": 1}, 400),
+            (viewer, f"{LIVE}/checks", {}, 200),
+            (client, f"{LIVE}/promotions", {"version": version, "dry_run": True}, 200),
+            (client, f"{LIVE}/promotions", {"version": "99"}, 404),
+        ]
+        for number, (who, target, body, status) in enumerate(calls):
+            answer = await who("POST", target, body, headers=[("idempotency-key", f"k{number}")])
+            assert answer.status == status, answer.body
+        assert await kept(it) == 0
+
+
+async def test_a_long_answer_is_not_kept_and_found_by_its_operation(running, monkeypatch):
+    from service.api import idempotency
+
+    monkeypatch.setattr(idempotency, "_MAX_KEPT_BYTES", 10)
+    async with running() as it:
+        client = Client(it.application.asgi)
+        target, body = "/api/2.0/mlflow/registered-models/create", {"name": "iris"}
+        first, again = [await client("POST", target, body, headers=KEY) for _ in range(2)]
+        assert (first.status, again.status, again.json) == (200, 200, first.json)
+        assert await kept(it) == 0
+
+
+async def test_a_dry_run_does_not_use_up_the_key(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        states = [(await promote(client, version, headers=KEY, dry_run=dry)).json["state"] for dry in (True, False)]
+        assert states == ["evaluated", "succeeded"]
+        assert (await ask(client, "promotions", version)).json["state"] == "unchanged"
