@@ -54,6 +54,19 @@ class Reply:
             raise Unreachable(message)
         return parsed
 
+    def expect(self, **kinds: type) -> dict[str, Any]:
+        """Parse the body as a JSON object with these fields of these types.
+
+        Raises:
+            Unreachable: it is none; something else than a gateway answers there.
+        """
+        document = self.document()
+        lacking = [name for name, kind in kinds.items() if not isinstance(document.get(name), kind)]
+        if lacking:
+            message = f"status {self.status}, and no {lacking[0]!r} in its JSON: is this a gateway?"
+            raise Unreachable(message)
+        return document
+
 
 class Client:
     """Talks to one gateway as one principal."""

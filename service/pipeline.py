@@ -23,6 +23,7 @@ _ACCEPT = {
     "junit": "application/xml",
     "markdown": "text/markdown",
 }
+_ENDED = ("succeeded", "failed")
 _PACE_SECONDS = 2.0
 
 
@@ -87,10 +88,10 @@ def _verdict(options: argparse.Namespace, client: Client) -> int:
     path = model_path(options.registry, options.model, "environments", options.environment, "promotions")
     reply = client.post(path, body)
     if reply.status != 200:
-        return _show(options, reply)
-    is_open = bool(reply.document()["verdict"]["allowed"])
-    _show(options, reply if _plain(options) else client.post(path, body, accept=_ACCEPT[options.format]))
-    return GOOD if is_open else REFUSED
+        return _refused(options, reply)
+    verdict = reply.expect(state=str, verdict=dict)["verdict"]
+    _show(options, reply, lambda: client.post(path, body, accept=_ACCEPT[options.format]))
+    return GOOD if verdict["allowed"] is True else REFUSED
 
 
 def _promote(options: argparse.Namespace, client: Client) -> int:
@@ -117,7 +118,8 @@ def _wait_until_open(client: Client, path: str, body: Mapping[str, Any], seconds
         reply = client.post(path, body)
         if reply.status != 200:
             return
-        closed = [f for f in reply.document()["verdict"]["findings"] if not f["passed"] and f["severity"] == "block"]
+        verdict = reply.expect(state=str, verdict=dict)["verdict"]
+        closed = [f for f in verdict["findings"] if not f["passed"] and f["severity"] == "block"]
         waiting = [f"{item['rule']}: {item['because']}" for item in closed]
         hopeless = [f for f in closed if f["self_reported"] or f["rule"] in ("ready", "not-quarantined")]
         left = deadline - time.monotonic()
@@ -137,16 +139,18 @@ def _settled(options: argparse.Namespace, client: Client, reply: Reply) -> int:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = client.get(f"/v1/promotions/{operation}")
-            if found.status == 200 and found.document()["state"] in ("succeeded", "failed"):
+            if found.status == 200 and (state := found.expect(state=str, events=list)["state"]) in _ENDED:
                 _show(options, found)
-                return GOOD if found.document()["state"] == "succeeded" else REFUSED
+                return GOOD if state == "succeeded" else REFUSED
             time.sleep(2)
-    if operation and not _plain(options) and reply.status in (200, 409):
-        found = client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format])
-        if found.status == 200:
-            _show(options, found)
-            return GOOD if reply.status == 200 else REFUSED
-    return _show(options, reply)
+    if reply.status != 200:
+        return _refused(options, reply, client)
+    done = reply.expect(id=str, state=str, verdict=dict)
+    if done["state"] not in ("succeeded", "unchanged"):
+        message = f"the answer's state is {done['state']!r}: nobody knows whether it was done"
+        raise Unreachable(message)
+    _show(options, reply, lambda: client.get(f"/v1/promotions/{done['id']}", _ACCEPT[options.format]))
+    return GOOD
 
 
 def _approve(options: argparse.Namespace, client: Client) -> int:
@@ -154,8 +158,8 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
     path = model_path(options.registry, options.model, *version)
     review = client.get(f"{path}/review?environment={options.environment}")
     if review.status != 200:
-        return _show(options, review)
-    packet = review.document()
+        return _refused(options, review)
+    packet = review.expect(digest=str, findings=list, comparison=dict)
     print(_findings(packet["findings"]), file=sys.stderr)
     print(f"compared with what is live: {json.dumps(packet['comparison'])}", file=sys.stderr)
     body = {
@@ -164,7 +168,12 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
         "reason": options.reason,
         "review": packet["digest"],
     }
-    return _show(options, client.post(f"{path}/approvals", body))
+    reply = client.post(f"{path}/approvals", body)
+    if reply.status != 201:
+        return _refused(options, reply)
+    reply.expect(id=str, decision=str)
+    _show(options, reply)
+    return GOOD
 
 
 def _adopt(options: argparse.Namespace, client: Client) -> int:
@@ -174,14 +183,15 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
     if options.environment:
         body["environment"] = options.environment
     reply = client.post(f"/v1/registries/{options.registry}/adoptions", body)
-    if reply.status == 200 and options.format == "text":
-        rows = reply.document()["adopted"]
-        lines = [
-            f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}" for r in rows
-        ]
+    if reply.status != 200:
+        return _refused(options, reply)
+    rows = reply.expect(adopted=list)["adopted"]
+    lines = [f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}" for r in rows]
+    if options.format == "text":
         _write(options, "\n".join([*lines, f"{len(rows)} marks" + ("" if options.yes else "; --yes adopts them")]))
-        return GOOD
-    return _show(options, reply)
+    else:
+        _show(options, reply)
+    return GOOD
 
 
 def _change(options: argparse.Namespace) -> dict[str, Any]:
@@ -192,20 +202,31 @@ def _key(options: argparse.Namespace) -> dict[str, str]:
     return {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
 
 
-def _plain(options: argparse.Namespace) -> bool:
-    return options.format in ("text", "json")
+def _refused(options: argparse.Namespace, reply: Reply, client: Client | None = None) -> int:
+    """Show a problem; return the exit status it means. With *client*, the verdict of a closed gate in its form.
 
-
-def _show(options: argparse.Namespace, reply: Reply) -> int:
-    """Write an answer in the form asked for; return the exit status it means."""
-    kind = reply.headers.get("Content-Type", "")
-    if "json" not in kind or options.format == "json":
-        _write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
+    Raises:
+        Unreachable: it is no problem of a gateway's.
+    """
+    problem = reply.expect(type=str, status=int)
+    operation = problem.get("operation")
+    if client is not None and operation and "verdict" in problem:
+        _show(options, reply, lambda: client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format]))
     else:
+        _show(options, reply)
+    return REFUSED if 400 <= reply.status < 500 and reply.status not in (408, 424, 425, 429) else CANNOT_TELL
+
+
+def _show(options: argparse.Namespace, reply: Reply, again: Callable[[], Reply] | None = None) -> None:
+    """Write an answer of JSON in the form asked for; *again* asks for one that the gateway writes itself."""
+    if again is not None and options.format in ("junit", "markdown"):
+        found = again()
+        if found.status == 200 and found.headers.get_content_type() == _ACCEPT[options.format]:
+            reply = found
+    if options.format == "text":
         _write(options, _text(reply.document()))
-    if reply.status < 300:
-        return GOOD
-    return REFUSED if reply.status < 500 and reply.status not in (408, 424, 425, 429) else CANNOT_TELL
+    else:
+        _write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
 
 
 def _text(document: Mapping[str, Any]) -> str:

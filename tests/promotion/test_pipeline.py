@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import os
 import re
 import sys
+import threading
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -74,6 +76,9 @@ async def test_verdicts_for_machines(running, tmp_path):
             cases = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
             assert (status, suite.get("failures"), cases["ready"]) == (1, "1", None)
             assert cases["floor"].get("message") == 'a < b & "c"'
+        assert (await ask(client, "promotions", await register(it, client))).status == 200
+        status, out, _ = await run(url, "promote", "iris", "2", "production", "--format", "junit")
+        assert (status, ET.fromstring(out).find("testsuite").get("failures")) == (0, "0")
         status, out, _ = await run(url, "verdict", "iris", version, "production", "--format", "markdown")
         assert (status, '| ❌ | floor | a \\< b & "c" |' in out) == (1, True)
 
@@ -106,6 +111,84 @@ async def test_what_cannot_be_reached_is_no_no(tmp_path, monkeypatch):
     from service.__main__ import main
 
     assert main(["verdict", "iris", "1", "production", "--url", "http://127.0.0.1:1"]) == pipeline.CANNOT_TELL
+
+
+@pytest.fixture
+def something_else():
+    """Serve the same answer to everything: status, media type, body."""
+    servers = []
+
+    def start(status, kind, body):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                self.do_POST()
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+COMMANDS = (
+    ("promote", "iris", "3", "production"),
+    ("promote", "iris", "3", "production", "--format", "junit"),
+    ("promote", "iris", "3", "production", "--wait", "1"),
+    ("rollback", "iris", "production", "--reason", "r"),
+    ("verdict", "iris", "3", "production"),
+    ("approve", "iris", "3", "production"),
+    ("adopt", "--yes", "--reason", "r"),
+    ("adopt", "--yes", "--reason", "r", "--format", "json"),
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "text/html", b"<html>Please log in</html>"),
+        (302, "text/html", b""),
+        (403, "text/html", b"blocked"),
+        (200, "application/json", b"{}"),
+        (200, "application/json", b'{"state": "done", "verdict": "fine"}'),
+        (404, "application/json", b'{"error": "no such page"}'),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_who_is_no_gateway_tells_nothing(monkeypatch, capsys, something_else, command, answer):
+    from service import pipeline
+    from service.__main__ import main
+
+    monkeypatch.setenv("REGISTRY_GATEWAY_TOKEN", "x")
+    assert main([*command, "--url", something_else(*answer)]) == pipeline.CANNOT_TELL
+    assert "is this a gateway?" in capsys.readouterr().err
+
+
+def test_a_promotion_that_was_only_evaluated_is_not_done(monkeypatch, capsys, something_else):
+    from service import pipeline
+    from service.__main__ import main
+
+    monkeypatch.setenv("REGISTRY_GATEWAY_TOKEN", "x")
+    body = {"id": "1", "state": "evaluated", "before": None, "after": "3", "verdict": {"allowed": True, "findings": []}}
+    url = something_else(200, "application/json", json.dumps(body).encode())
+    assert main(["promote", "iris", "3", "production", "--url", url]) == pipeline.CANNOT_TELL
+    assert "nobody knows" in capsys.readouterr().err
 
 
 def scripts(name):
