@@ -44,7 +44,8 @@ class AdoptionDesk:
     ) -> list[Adopted]:
         """Record what is live in *environment* (None: in each) of *models* (exact, or a prefix that ends in ``*``).
 
-        Idempotent: what the record knows stays as it is. A dry run lists what would be adopted.
+        Idempotent: what the record knows stays as it is. A dry run lists what would be adopted. What the caller can
+        neither read nor adopt is left out.
 
         Raises:
             NotFound: no such registry or environment. InvalidRequest: *models* is no name or prefix.
@@ -66,6 +67,7 @@ class AdoptionDesk:
             if matches(models, model.name)
             and environment in (None, item.name)
             and live_version(model, item) is not None
+            and self._may_know(caller, registry, model.name, item)  # before a denial can name it
         ]
         for model, item in found:  # all are asked before one is written
             need = Need("environment:adopt", resource("models", model.name, "environments", item.name))
@@ -87,6 +89,13 @@ class AdoptionDesk:
 
         rows = await asyncio.gather(*(one(model, item) for model, item in found))
         return [row for several in rows for row in several]
+
+    def _may_know(self, caller: Caller, registry: str, model: str, environment: Environment) -> bool:
+        """Tell whether the caller may read what is live there, or its model, or adopt it."""
+        live = resource("models", model, "environments", environment.name)
+        asked = ((live, "model:read"), (resource("models", model), "model:read"), (live, "environment:adopt"))
+        decide = self._desk.gateway.access.decide
+        return any(decide(caller.principal, registry, *item).allowed for item in asked)
 
     async def _one(
         self,

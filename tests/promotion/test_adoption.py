@@ -69,6 +69,33 @@ async def test_without_the_right_for_each_nothing_is_adopted(running, tmp_path):
         assert (only.status, {row["model"] for row in only.json["adopted"]}) == (200, {"m0"})
 
 
+async def test_a_denial_names_nothing_that_its_caller_cannot_read(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    allowed = (
+        "user:admin, *, *, *",
+        "user:scientist, *, *, *",
+        "user:viewer, *, models/m1, model:read",
+        "user:lead, *, models/m2/*, *",
+    )
+    rows.write_text("".join(f"p, {row}, allow\n" for row in allowed))
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(environments=environments(tmp_path, TWO_MARKS), access=access) as it:
+        client = Client(it.application.asgi)
+        await estate(it, client)
+        for who, prefix, status in (
+            ("user:viewer", "m0", 200),
+            ("user:viewer", "m1", 403),
+            ("user:viewer", "*", 403),
+            ("user:lead", "*", 200),
+            ("service:ci", "m*", 200),
+        ):
+            answer = await client.be(who)("POST", ADOPT, {"reason": "r", "dry_run": True, "models": prefix})
+            assert answer.status == status, answer.body
+            assert b"m0" not in answer.body, (who, prefix)
+            if status == 200:
+                assert {row["model"] for row in answer.json["adopted"]} == ({"m2"} if who == "user:lead" else set())
+
+
 async def test_bad_input(running, tmp_path):
     async with running(environments=environments(tmp_path, TWO_MARKS)) as it:
         client = Client(it.application.asgi)
