@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from service.audit import Operation
+from service.audit import Journal, Operation
 from service.backend import Backend
 from service.change import Promotion
 from service.effects import Effect, MadeLive, TakenDown
@@ -105,12 +105,8 @@ class Drift:
 
     async def _look(self, backend: Backend, model: str, environment: Environment) -> Look:
         journal = self._gateway.trail.journal
-        for item in await journal.unsettled():
-            if item.registry == backend.name and model in (
-                (item.change or {}).get("model"),
-                (item.change or {}).get("new_name"),
-            ):
-                return Look(environment.name, "unsettled", None, None)
+        if await is_unsettled(journal, backend.name, model):
+            return Look(environment.name, "unsettled", None, None)
         found, version = await _present(backend, model, environment)
         periods = await journal.periods(backend.name, model)
         period = next(
@@ -253,6 +249,18 @@ class Drift:
 
 def _reverts(environment: Environment) -> bool:
     return environment.on_drift == "revert" and environment.enforced
+
+
+async def is_unsettled(journal: Journal, registry: str, model: str) -> bool:
+    """Tell whether nobody knows yet what became of a change of *model*."""
+    changes = [item.change or {} for item in await journal.unsettled() if item.registry == registry]
+    return any(model in (change.get("model"), change.get("new_name")) for change in changes)
+
+
+async def open_period(journal: Journal, registry: str, model: str, environment: Environment) -> LivePeriod | None:
+    """Return what is live in *environment* by record."""
+    periods = reversed(await journal.periods(registry, model))
+    return next((item for item in periods if item.environment == environment.name and item.until is None), None)
 
 
 async def _present(

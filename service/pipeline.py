@@ -186,7 +186,11 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
     if reply.status != 200:
         return _refused(options, reply)
     rows = reply.expect(adopted=list)["adopted"]
-    lines = [f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}" for r in rows]
+    lines = [
+        f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}"
+        + (f" ({r['because']})" if r["because"] else "")
+        for r in rows
+    ]
     if options.format == "text":
         _write(options, "\n".join([*lines, f"{len(rows)} marks" + ("" if options.yes else "; --yes adopts them")]))
     else:

@@ -415,13 +415,14 @@ class AdoptionRequest(Struct, forbid_unknown_fields=True):
 
 
 class AdoptedBody(Struct):
-    """One mark: `adopted`, `recorded` before, or `to-adopt` in a dry run."""
+    """One mark: `adopted`, `recorded` before, `skipped`, or `to-adopt` in a dry run."""
 
     model: str
     environment: str
     mark: str
     version: str
     state: str
+    because: str
 
 
 class AdoptionBody(Struct):

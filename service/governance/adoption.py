@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.audit import Operation
 from service.backend import Backend
-from service.drift import marked_models
+from service.drift import is_unsettled, marked_models, open_period
 from service.effects import MadeLive
-from service.errors import InvalidRequest, NotFound
+from service.errors import Busy, InvalidRequest, NotFound
 from service.governance.desk import Desk
 from service.guard import live_version, marked_versions
 from service.marking import made_live
 from service.model import Caller, Need, resource
 from service.promotion.gate import Environment, matches
-from service.records import LivePeriod, ModelVersion, RegisteredModel
+from service.records import ModelVersion, RegisteredModel
 
 _AT_ONCE = 8
 
@@ -29,7 +29,9 @@ class Adopted:
     mark: str
     version: str
     state: str
-    """``adopted``, ``recorded`` (the record knows it already) or, in a dry run, ``to-adopt``."""
+    """``adopted``, ``recorded`` (the record knows it already), ``skipped`` or, in a dry run, ``to-adopt``."""
+    because: str = ""
+    """Why it was skipped."""
 
 
 class AdoptionDesk:
@@ -45,7 +47,7 @@ class AdoptionDesk:
         """Record what is live in *environment* (None: in each) of *models* (exact, or a prefix that ends in ``*``).
 
         Idempotent: what the record knows stays as it is. A dry run lists what would be adopted. What the caller can
-        neither read nor adopt is left out.
+        neither read nor adopt is left out. What is in quarantine, or of a model that is being changed, is skipped.
 
         Raises:
             NotFound: no such registry or environment. InvalidRequest: *models* is no name or prefix.
@@ -72,20 +74,11 @@ class AdoptionDesk:
         for model, item in found:  # all are asked before one is written
             need = Need("environment:adopt", resource("models", model.name, "environments", item.name))
             await self._desk.open(caller, registry, "adopt", need)
-        if not found and not dry_run:
-            return []
-        recorded = {
-            (name, period.environment): period
-            for where, name, period in await self._desk.journal.live()
-            if where == registry
-        }
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def one(model: RegisteredModel, item: Environment) -> list[Adopted]:
             async with gate:
-                return await self._one(
-                    caller, backend, model, item, recorded.get((model.name, item.name)), reason, dry_run=dry_run
-                )
+                return await self._one(caller, backend, model, item, reason, dry_run=dry_run)
 
         rows = await asyncio.gather(*(one(model, item) for model, item in found))
         return [row for several in rows for row in several]
@@ -103,39 +96,72 @@ class AdoptionDesk:
         backend: Backend,
         model: RegisteredModel,
         environment: Environment,
-        period: LivePeriod | None,
         reason: str,
         *,
         dry_run: bool,
     ) -> list[Adopted]:
-        known = period is not None and period.kind != "drift" and period.version == live_version(model, environment)
-        if known or dry_run:
-            return _rows(model, environment, "recorded" if known else "to-adopt")
-
-        async def locked() -> list[Adopted]:
-            present = await backend.get_model(model.name)
-            live = live_version(present, environment)
-            if live is None:
+        async def locked() -> list[Adopted]:  # the record and the marks may have moved until here
+            try:
+                present = await backend.get_model(model.name)
+                rows, version = await self._look(backend, present, environment)
+            except NotFound:
                 return []
-            version = await backend.get_version(model.name, live)
-            await self._record(caller, backend, present, environment, version, reason)
-            return _rows(present, environment, "adopted")
+            if version is None or rows[0].state != "to-adopt":
+                return rows
+            await self._record(caller, backend, rows, environment, version, reason)
+            return [replace(row, state="adopted") for row in rows]
 
-        return await self._desk.gateway.alone(backend.name, model.name, locked)
+        try:
+            rows, _ = await self._look(backend, model, environment)
+            if dry_run or not rows or rows[0].state == "recorded":
+                return rows
+            return await self._desk.gateway.alone(backend.name, model.name, locked)
+        except NotFound:  # it was deleted meanwhile
+            return []
+        except Busy:
+            return [replace(row, state="skipped", because="another change of the model is under way") for row in rows]
+
+    async def _look(
+        self, backend: Backend, model: RegisteredModel, environment: Environment
+    ) -> tuple[list[Adopted], ModelVersion | None]:
+        """Say of each mark what is to be done with it, and return what is live.
+
+        Raises:
+            NotFound: the live version was deleted meanwhile.
+        """
+        live = live_version(model, environment)
+        if live is None:
+            return [], None
+        version = await backend.get_version(model.name, live)
+        journal = self._desk.journal
+        period = await open_period(journal, backend.name, model.name, environment)
+        state, because = "to-adopt", ""
+        if period is not None and period.kind != "drift" and period.binding == version.binding:
+            state = "recorded"
+        elif await is_unsettled(journal, backend.name, model.name):
+            state, because = "skipped", "a change of the model is being settled; run it again"
+        elif (await journal.version(backend.name, model.name, version.binding)).quarantine is not None:
+            state, because = "skipped", f"version {live} is in quarantine"
+        rows = [
+            Adopted(model.name, environment.name, f"{mark.kind} {mark.value}", marked, state, because)
+            for mark in environment.marks
+            for marked in marked_versions(model, mark)
+        ]
+        return rows, version
 
     async def _record(
         self,
         caller: Caller,
         backend: Backend,
-        model: RegisteredModel,
+        rows: list[Adopted],
         environment: Environment,
         version: ModelVersion,
         reason: str,
     ) -> None:
         """Write one baseline event for each mark; the first, which says what is live, begins the period."""
         effect: list[MadeLive] = []
-        for index, row in enumerate(_rows(model, environment, "adopted")):
-            operation = await self._operation(caller, backend, model, environment)
+        for index, row in enumerate(rows):
+            operation = await self._operation(caller, backend, row.model, environment)
             operation.version, operation.reason = row.version, reason
             operation.after = {"version": row.version, "mark": row.mark, "kind": "baseline"}
             operation.detail = f"baseline: {row.mark} is on version {row.version}"
@@ -155,18 +181,8 @@ class AdoptionDesk:
             await self._desk.gateway.trail.stored(operation, effect if index == 0 else [])
         self._desk.gateway.follow(effect)
 
-    async def _operation(
-        self, caller: Caller, backend: Backend, model: RegisteredModel, environment: Environment
-    ) -> Operation:
-        need = Need("environment:adopt", resource("models", model.name, "environments", environment.name))
+    async def _operation(self, caller: Caller, backend: Backend, model: str, environment: Environment) -> Operation:
+        need = Need("environment:adopt", resource("models", model, "environments", environment.name))
         _, operation = await self._desk.open(caller, backend.name, "adopt", need)
-        operation.model, operation.environment = model.name, environment.name
+        operation.model, operation.environment = model, environment.name
         return operation
-
-
-def _rows(model: RegisteredModel, environment: Environment, state: str) -> list[Adopted]:
-    return [
-        Adopted(model.name, environment.name, f"{mark.kind} {mark.value}", version, state)
-        for mark in environment.marks
-        for version in marked_versions(model, mark)
-    ]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from service.audit import Operation
+from service.backends.memory import MemoryTransport
+from service.change import Promotion
+from service.model import Call, Principal, Record
 from tests.client import Client
 from tests.conftest import ROOT
 from tests.promotion.flow import V1, ask, environments, register
@@ -94,6 +100,81 @@ async def test_a_denial_names_nothing_that_its_caller_cannot_read(running, tmp_p
             assert b"m0" not in answer.body, (who, prefix)
             if status == 200:
                 assert {row["model"] for row in answer.json["adopted"]} == ({"m2"} if who == "user:lead" else set())
+
+
+class Held(MemoryTransport):
+    """Keeps back the answer to a written alias until `until`."""
+
+    until: asyncio.Event | None = None
+
+    async def send(self, request, *, writes, trace=""):
+        answer = await super().send(request, writes=writes, trace=trace)
+        if self.until is not None and request.rpc.endswith("setRegisteredModelAlias"):
+            await self.until.wait()
+        return answer
+
+
+async def test_a_promotion_that_ends_meanwhile_stays_what_it_is(running, tmp_path):
+    transport = Held()
+    async with running(transport, environments=environments(tmp_path, TWO_MARKS.replace("after: staging, ", ""))) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        transport.until = asyncio.Event()
+        promotion = asyncio.create_task(ask(client.be("service:ci"), "promotions", version, reason="mine"))
+        while "champion" not in it.memory.models["iris"]["aliases"]:
+            await asyncio.sleep(0)
+        adoption = asyncio.create_task(client("POST", ADOPT, {"reason": "adopter"}))
+        await asyncio.sleep(0.1)
+        transport.until.set()
+        assert (await promotion).status == 200
+        assert {row["state"] for row in (await adoption).json["adopted"]} == {"recorded"}
+        history = (await client("GET", f"{V1}/iris/environments/production/history")).json["history"]
+        assert [(item["kind"], item["by"], item["reason"]) for item in history] == [("promotion", "service:ci", "mine")]
+
+
+async def test_what_is_in_quarantine_is_skipped(running, tmp_path):
+    async with running(environments=environments(tmp_path, TWO_MARKS)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await client.be("user:lead")("POST", f"{V1}/iris/versions/{version}/quarantine", {"reason": "leaked"})
+        it.memory.models["iris"]["aliases"]["challenger"] = version
+        await client("POST", f"{V1}/iris/environments/staging/checks", {})
+        for dry_run in (True, False):
+            (row,) = (await client("POST", ADOPT, {"reason": "r", "dry_run": dry_run})).json["adopted"]
+            assert (row["state"], row["because"]) == ("skipped", f"version {version} is in quarantine")
+        await client("DELETE", f"{V1}/iris/versions/{version}/quarantine")
+        assert (await ask(client, "promotions", version)).status == 409
+
+
+async def test_a_model_that_is_being_settled_or_changed_is_skipped(running, tmp_path):
+    text = TWO_MARKS.replace("after: staging, ", "")
+    async with running(environments=environments(tmp_path, text), lock_seconds=0.2) as it:
+        client = Client(it.application.asgi)
+        await estate(it, client, 2)
+        call = Call(
+            principal=Principal("user:admin"), registry="main", name="promote", needs=(), record=Record.EACH,
+            change=Promotion("m0", "production", "1"),
+        )  # fmt: skip
+        await it.application.trail.intent(Operation.opened(call, it.application.trail.now()))
+        async with it.application.gateway.lock("main", ("m1",)):
+            done = await client("POST", ADOPT, {"reason": "r"})
+        reasons = {row["model"]: row["because"] for row in done.json["adopted"] if row["state"] == "skipped"}
+        assert done.status == 200
+        assert reasons == {
+            "m0": "a change of the model is being settled; run it again",
+            "m1": "another change of the model is under way",
+        }
+        assert await it.events(action="environment:adopt", phase="outcome") == []
+
+
+async def test_a_version_made_again_under_its_number_is_another(running, tmp_path):
+    async with running(environments=environments(tmp_path, TWO_MARKS)) as it:
+        client = Client(it.application.asgi)
+        await estate(it, client, 1)
+        await client("POST", ADOPT, {"reason": "r"})
+        it.memory.models["m0"]["versions"]["1"]["creation_timestamp"] += 1
+        done = await client("POST", ADOPT, {"reason": "r"})
+        assert {row["state"] for row in done.json["adopted"]} == {"adopted"}
 
 
 async def test_bad_input(running, tmp_path):
