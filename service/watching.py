@@ -1,10 +1,14 @@
-"""Looks at what is live for many that wait: one read of the registry a second, and at once after our own changes."""
+"""Looks at what is live for many that wait: one read of the registry a second, and at once after our own changes.
+
+However many wait for one model, they share its reads; where very many models are waited for, each is read less often.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 from service.backend import Backend
 from service.effects import Effect, MadeLive, Renamed, TakenDown
@@ -13,7 +17,11 @@ from service.promotion.gate import Environment
 from service.records import ModelVersion
 
 PACE_SECONDS = 0.8
+LOOKS_A_SECOND = 50
+"""At most, for all that wait together."""
+T = TypeVar("T")
 _Place = tuple[str, str]
+_Key = tuple[str, str, str, str]
 
 
 class Watch:
@@ -23,7 +31,7 @@ class Watch:
         """Nobody waits yet."""
         self._changed: dict[_Place, asyncio.Event] = {}
         self._waiting: dict[_Place, int] = {}
-        self._looks: dict[tuple[str, str, str], tuple[float, asyncio.Task[ModelVersion | None]]] = {}
+        self._looks: dict[_Key, tuple[float, asyncio.Task[Any]]] = {}
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Wake those who wait for what just changed."""
@@ -36,13 +44,19 @@ class Watch:
                 if changed is not None:
                     changed.set()
 
-    async def wait(self, registry: str, model: str, seconds: float) -> None:
-        """Return after a change of *model*, or when it is time to look again, at most after *seconds*."""
+    async def wait(self, registry: str, model: str, environment: Environment, seconds: float) -> None:
+        """Return after a change of *model*, or when it is time to look again, at most after *seconds*.
+
+        All who wait for one environment return together, so that they share the next look.
+        """
         place = (registry, model)
         changed = self._changed.setdefault(place, asyncio.Event())
         self._waiting[place] = self._waiting.get(place, 0) + 1
+        now = time.monotonic()
+        at, _ = self._looks.get((*place, "live", environment.name), (now, None))
+        due = at + max(PACE_SECONDS, len(self._waiting) / LOOKS_A_SECOND)
         try:
-            async with asyncio.timeout(min(seconds, PACE_SECONDS)):
+            async with asyncio.timeout(min(seconds, due - now)):
                 await changed.wait()
         except TimeoutError:
             pass
@@ -58,15 +72,28 @@ class Watch:
         Raises:
             NotFound: no such model. RegistryUnavailable.
         """
-        key = (backend.name, model, environment.name)
+        key = (backend.name, model, "live", environment.name)
+        return await self._shared(key, lambda: _live(backend, model, environment))
+
+    async def mlmodel(self, backend: Backend, version: ModelVersion) -> Mapping[str, Any] | None:
+        """Return the MLmodel file of *version* as it was at most `PACE_SECONDS` ago; None if it has none.
+
+        Raises:
+            RegistryUnavailable.
+        """
+        key = (backend.name, version.model, "mlmodel", version.binding)
+        return await self._shared(key, lambda: backend.get_mlmodel(version.model, version.version))
+
+    async def _shared(self, key: _Key, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         at, task = self._looks.get(key, (0.0, None))
         if task is None or time.monotonic() - at >= PACE_SECONDS / 2:
-            task = asyncio.create_task(_live(backend, model, environment))
+            task = asyncio.create_task(read())
             self._looks[key] = (time.monotonic(), task)
             task.add_done_callback(lambda _: self._forget(key))
-        return await asyncio.shield(task)
+        found: T = await asyncio.shield(task)
+        return found
 
-    def _forget(self, key: tuple[str, str, str]) -> None:
+    def _forget(self, key: _Key) -> None:
         """Keep only looks that somebody may still share."""
         now = time.monotonic()
         for old in [old for old, (at, task) in self._looks.items() if task.done() and now - at > PACE_SECONDS]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from service.promoter import etag
 from service.promotion.gate import Environment
 from service.provenance import UNVERIFIABLE
 from service.records import Approval, Evidence, LivePeriod, ModelVersion
+from service.shares import Shares
 from service.watching import Watch
 
 MAX_WAIT_SECONDS = 60
+MAX_WAITS = 100
+"""Of one principal at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class LiveDesk:
         self._desk = desk
         self._watch = watch
         self._drift = drift
+        self._waits = Shares(MAX_WAITS, "waiting requests")
 
     async def _open(
         self, caller: Caller, registry: str, model: str, name: str, call: str
@@ -60,8 +65,15 @@ class LiveDesk:
         """Get what is live; None if it is still what the ETag *known* names after *wait_seconds*.
 
         Raises:
-            NotFound: no such environment, or nothing is live in it.
+            NotFound: no such environment, or nothing is live in it. Denied: also while it was waited.
+            Busy: the caller waits `MAX_WAITS` times already.
         """
+        with self._waits.hold(caller.principal.subject) if wait_seconds else contextlib.nullcontext():
+            return await self._now(caller, registry, model, name, known, wait_seconds)
+
+    async def _now(
+        self, caller: Caller, registry: str, model: str, name: str, known: str | None, wait_seconds: float
+    ) -> Live | None:
         backend, environment = await self._open(caller, registry, model, name, "getEnvironment")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
@@ -72,7 +84,8 @@ class LiveDesk:
                 return await self._live(backend, environment, version)
             if left <= 0 or not (known or wait_seconds):
                 break
-            await self._watch.wait(registry, model, left)
+            await self._watch.wait(registry, model, environment, left)
+            await self._open(caller, registry, model, name, "getEnvironment")  # a right may have gone meanwhile
         if version is None:
             message = f"Nothing is live in {name!r}."
             raise NotFound(message)
@@ -80,7 +93,7 @@ class LiveDesk:
 
     async def _live(self, backend: Backend, environment: Environment, version: ModelVersion) -> Live:
         mlmodel, periods, digest = await asyncio.gather(
-            backend.get_mlmodel(version.model, version.version),
+            self._watch.mlmodel(backend, version),
             self._periods(backend.name, version.model),
             self._digest(backend, version),
         )

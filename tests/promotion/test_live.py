@@ -7,7 +7,10 @@ import time
 
 import pytest
 
+from service.backends.memory import MemoryTransport
+from service.governance.standing import MAX_WAITS
 from tests.client import Client
+from tests.conftest import ROOT
 from tests.promotion.flow import V1, ask, register, simple
 
 LIVE = f"{V1}/iris/environments/production"
@@ -91,3 +94,103 @@ async def test_nothing_new_is_304_and_nothing_live_is_404_after_the_wait(running
             assert (same.status, same.body, same.headers["etag"]) == (304, b"", known)
         other = await client("GET", f"{LIVE}?wait=30", headers=[("if-none-match", '"other"')])
         assert other.json["version"] == version
+
+
+class Counting(MemoryTransport):
+    """Counts what is read of the registry."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    async def send(self, request, *, writes, trace=""):
+        self.reads += 1
+        return await super().send(request, writes=writes, trace=trace)
+
+    async def get(self, path, query, limit):
+        self.reads += 1
+        return await super().get(path, query, limit)
+
+
+async def reads_of(it, count, *, seconds):
+    """Let *count* wait for what is live, which does not change; then for a promotion. Give what both cost in reads."""
+    client = Client(it.application.asgi)
+    first, second = await register(it, client), await register(it, client)
+    await ask(client, "promotions", first)
+    known = (await client("GET", LIVE)).headers["etag"]
+    readers = [client.be(who) for who in ("user:viewer", "user:lead", "user:admin")]
+
+    def waiting(query):
+        each = (readers[number % 3] for number in range(count))
+        tasks = [asyncio.create_task(who("GET", LIVE + query, headers=[("if-none-match", known)])) for who in each]
+        return asyncio.gather(*tasks)
+
+    before = it.memory.reads
+    assert {answer.status for answer in await waiting(f"?wait={seconds}")} == {304}
+    idle = it.memory.reads - before
+    answers = waiting("?wait=30")
+    while sum(it.application.gateway._watch._waiting.values()) < count:
+        await asyncio.sleep(0.01)
+    await ask(client, "promotions", second)
+    before = it.memory.reads
+    assert {answer.json["version"] for answer in await answers} == {second}
+    return idle, it.memory.reads - before
+
+
+async def test_three_hundred_that_wait_cost_what_one_does(running, tmp_path):
+    costs = []
+    for count in (1, 300):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        async with running(Counting(), directory, environments=simple(directory)) as it:
+            costs.append(await reads_of(it, count, seconds=3))
+    (one, change_of_one), (many, change_of_many) = costs
+    assert many <= one + 2, costs  # a look is two reads
+    assert change_of_many <= change_of_one + 2, costs
+
+
+async def test_where_many_models_are_waited_for_each_is_read_less_often(running, tmp_path, monkeypatch):
+    monkeypatch.setattr("service.watching.LOOKS_A_SECOND", 10)
+    async with running(Counting(), environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        for number in range(60):
+            await client.rpc("POST", "registered-models/create", name=f"m{number}")
+        before = it.memory.reads
+        await asyncio.gather(*(client("GET", f"{V1}/m{number}/environments/production?wait=3") for number in range(60)))
+        assert it.memory.reads - before <= 60 * 2 + 3 * 10 + 60
+
+
+async def test_a_right_that_goes_while_waiting_is_missed_at_the_answer(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text((ROOT / "policies/policy.csv").read_text())
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    async with running(environments=simple(tmp_path), access=access) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        known = (await client("GET", LIVE)).headers["etag"]
+        viewer = client.be("user:viewer")
+        waiting = asyncio.create_task(viewer("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)]))
+        while not it.application.gateway._watch._waiting:
+            await asyncio.sleep(0)
+        rows.write_text(rows.read_text().replace("g, group:readers, role:reader", ""))
+        it.application.authorizer.reload()
+        await ask(client, "promotions", second)
+        answer = await waiting
+        assert (answer.status, "version" in answer.json) == (403, False)
+
+
+async def test_one_principal_waits_so_many_times_and_no_more(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        await register(it, client)
+        viewer = client.be("user:viewer")
+        waiting = [asyncio.create_task(viewer("GET", f"{LIVE}?wait=1")) for _ in range(MAX_WAITS)]
+        while it.application.gateway._watch._waiting.get(("main", "iris")) != MAX_WAITS:
+            await asyncio.sleep(0)
+        refused = await viewer("GET", f"{LIVE}?wait=1")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert (await viewer("GET", LIVE)).status == 404
+        assert (await client("GET", f"{LIVE}?wait=1")).status == 404
+        assert {answer.status for answer in await asyncio.gather(*waiting)} == {404}
+        assert (await viewer("GET", f"{LIVE}?wait=1")).status == 404
