@@ -20,10 +20,11 @@ from service.marking import Marking, made_live, missing_marks, take_marks, write
 from service.model import Call, Need, Principal, Record, resource
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment
-from service.promotion.history import DRIFT, before_drift
+from service.promotion.history import DRIFT, before_drift, open_period
 from service.records import LivePeriod, ModelVersion, RegisteredModel
 
 SELF = Principal("service:registry-gateway", issuer="registry-gateway")
+_Key = tuple[str, str, str]
 _log = structlog.get_logger()
 
 
@@ -50,6 +51,8 @@ class Drift:
         self._task: asyncio.Task[None] | None = None
         self._seen: dict[tuple[str, str, str], str] = {}
         """What is recorded of drift that is still to be reverted: the binding that was found."""
+        self._checking: dict[_Key, asyncio.Task[Look]] = {}
+        self._next: dict[_Key, asyncio.Task[Look]] = {}
 
     def start(self) -> None:
         """Begin to look."""
@@ -99,6 +102,46 @@ class Drift:
                 odd.append((name, gone))
         return [await self.look(backend, name, environment) for name, environment in odd]
 
+    async def check(self, backend: Backend, model: str, environment: Environment) -> Look:
+        """Compare one environment as it is from now on; all who ask meanwhile share the next comparison.
+
+        The model's lock is taken only where something differs.
+
+        Raises:
+            NotFound: no such model. RegistryUnavailable, JournalUnavailable.
+            Busy: the model is being changed; try again.
+        """
+        key = (backend.name, model, environment.name)
+        task = self._next.get(key)
+        if task is None:
+            task = self._next[key] = asyncio.create_task(self._check(key, backend, environment))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # all who asked may be gone
+        return await asyncio.shield(task)
+
+    async def _check(self, key: _Key, backend: Backend, environment: Environment) -> Look:
+        before = self._checking.get(key)
+        if before is not None:  # it may have looked before the change that this one is asked about
+            await asyncio.wait((before,))
+        own = self._checking[key] = self._next.pop(key)
+        try:
+            return await self._compare(backend, key[1], environment)
+        finally:
+            if self._checking[key] is own:
+                del self._checking[key]
+
+    async def _compare(self, backend: Backend, model: str, environment: Environment) -> Look:
+        live = live_version(await backend.get_model(model), environment)
+        try:
+            version = None if live is None else await backend.get_version(model, live)
+        except NotFound:
+            version = None
+        journal = self._gateway.trail.journal
+        periods = await journal.periods(backend.name, model)
+        found = _agreed(environment, open_period(periods, environment.name), version)
+        if found is None and await is_unsettled(journal, backend.name, model):
+            found = Look(environment.name, "unsettled", None, None)
+        return found or await self.look(backend, model, environment)
+
     async def look(self, backend: Backend, model: str, environment: Environment) -> Look:
         """Compare one environment under the model's lock, and record or revert what drifted."""
         return await self._gateway.alone(backend.name, model, lambda: self._look(backend, model, environment))
@@ -109,21 +152,17 @@ class Drift:
             return Look(environment.name, "unsettled", None, None)
         found, version = await _present(backend, model, environment)
         periods = await journal.periods(backend.name, model)
-        period = next(
-            (item for item in reversed(periods) if item.environment == environment.name and item.until is None), None
-        )
-        recorded, live = (period.version if period else None), (version.version if version else None)
-        known = period is not None and period.kind == DRIFT
-        agrees = (period.binding if period else None) == (version.binding if version else None)
-        if agrees and not known:
+        period = open_period(periods, environment.name)
+        agreed = _agreed(environment, period, version)
+        if agreed is not None:
             self._seen.pop((backend.name, model, environment.name), None)
-            return Look(environment.name, "agrees", recorded, live)
+            return agreed
+        recorded, live = (period.version if period else None), (version.version if version else None)
         if not _reverts(environment):
-            if not agrees:
-                await self._record(backend, model, environment, period, version)
+            await self._record(backend, model, environment, period, version)
             return Look(environment.name, "drifted", recorded, live)
         await self._note_once(backend, model, environment, period, version)
-        wanted = before_drift(periods, environment.name) if known else period
+        wanted = before_drift(periods, environment.name) if period is not None and period.kind == DRIFT else period
         done = found is not None and await self._revert(backend, environment, found, wanted)
         return Look(environment.name, "reverted" if done else "drifted", recorded, live)
 
@@ -251,16 +290,22 @@ def _reverts(environment: Environment) -> bool:
     return environment.on_drift == "revert" and environment.enforced
 
 
+def _agreed(environment: Environment, period: LivePeriod | None, version: ModelVersion | None) -> Look | None:
+    """Say how record and registry agree; None if they do not, or if drift of before is to be reverted."""
+    if (period.binding if period else None) != (version.binding if version else None):
+        return None
+    known = period is not None and period.kind == DRIFT
+    if known and _reverts(environment):
+        return None
+    state = "drifted" if known else "agrees"
+    number = version.version if version else None
+    return Look(environment.name, state, period.version if period else None, number)
+
+
 async def is_unsettled(journal: Journal, registry: str, model: str) -> bool:
     """Tell whether nobody knows yet what became of a change of *model*."""
     changes = [item.change or {} for item in await journal.unsettled() if item.registry == registry]
     return any(model in (change.get("model"), change.get("new_name")) for change in changes)
-
-
-async def open_period(journal: Journal, registry: str, model: str, environment: Environment) -> LivePeriod | None:
-    """Return what is live in *environment* by record."""
-    periods = reversed(await journal.periods(registry, model))
-    return next((item for item in periods if item.environment == environment.name and item.until is None), None)
 
 
 async def _present(

@@ -24,7 +24,7 @@ from service.marking import Marking, ended_elsewhere, judged_as, made_live, miss
 from service.model import PromotionResult, Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Purpose
-from service.promotion.history import DRIFT
+from service.promotion.history import DRIFT, open_period
 from service.provenance import Origin, behind, find_origin
 from service.records import Debt, ModelVersion
 from service.seals import Seals
@@ -124,12 +124,8 @@ class Promoter:
 
     async def _is_recorded(self, backend: Backend, environment: Environment, version: ModelVersion) -> bool:
         """Tell whether the record knows that *version* is live, and not as drift."""
-        periods = await self._trail.journal.periods(backend.name, version.model)
-        return any(
-            item.until is None and item.kind != DRIFT and item.binding == version.binding
-            for item in periods
-            if item.environment == environment.name
-        )
+        period = open_period(await self._trail.journal.periods(backend.name, version.model), environment.name)
+        return period is not None and period.kind != DRIFT and period.binding == version.binding
 
     async def _say_unchanged(self, operation: Operation, verdict: Verdict, version: ModelVersion) -> PromotionResult:
         operation.after = {"version": version.version}

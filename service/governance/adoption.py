@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from service.audit import Operation
 from service.backend import Backend
-from service.drift import is_unsettled, marked_models, open_period
+from service.drift import is_unsettled, marked_models
 from service.effects import MadeLive
 from service.errors import Busy, InvalidRequest, NotFound
 from service.governance.desk import Desk
@@ -15,6 +15,7 @@ from service.guard import live_version, marked_versions
 from service.marking import made_live
 from service.model import Caller, Need, resource
 from service.promotion.gate import Environment, matches
+from service.promotion.history import open_period
 from service.records import ModelVersion, RegisteredModel
 
 _AT_ONCE = 8
@@ -134,7 +135,7 @@ class AdoptionDesk:
             return [], None
         version = await backend.get_version(model.name, live)
         journal = self._desk.journal
-        period = await open_period(journal, backend.name, model.name, environment)
+        period = open_period(await journal.periods(backend.name, model.name), environment.name)
         state, because = "to-adopt", ""
         if period is not None and period.kind != "drift" and period.binding == version.binding:
             state = "recorded"

@@ -16,6 +16,7 @@ from service.governance.desk import Desk
 from service.model import Caller, Need, resource
 from service.promoter import etag
 from service.promotion.gate import Environment
+from service.promotion.history import open_period
 from service.provenance import UNVERIFIABLE
 from service.records import Approval, Evidence, LivePeriod, ModelVersion
 from service.shares import Shares
@@ -97,10 +98,7 @@ class LiveDesk:
             self._periods(backend.name, version.model),
             self._digest(backend, version),
         )
-        period = next(
-            (item for item in reversed(periods or []) if item.environment == environment.name and item.until is None),
-            None,
-        )
+        period = open_period(periods or [], environment.name)
         same = period is not None and period.binding == version.binding
         drifted = periods is not None and not (same and period is not None and period.kind != "drift")
         found = period if same else None
@@ -172,8 +170,7 @@ class LiveDesk:
             Busy: the model is being changed; try again.
         """
         backend, environment = await self._open(caller, registry, model, name, "checkEnvironment")
-        await backend.get_model(model)
-        return await self._drift.look(backend, model, environment)
+        return await self._drift.check(backend, model, environment)
 
 
 def _judged(period: LivePeriod | None) -> str | None:

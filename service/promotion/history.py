@@ -29,6 +29,12 @@ def way_back(periods: Sequence[LivePeriod], environment: str) -> list[LivePeriod
     return steps[::-1]
 
 
+def open_period(periods: Sequence[LivePeriod], environment: str) -> LivePeriod | None:
+    """Return what is live in *environment* by record."""
+    found = (item for item in reversed(periods) if item.environment == environment and item.until is None)
+    return next(found, None)
+
+
 def before_drift(periods: Sequence[LivePeriod], environment: str) -> LivePeriod | None:
     """Return what was live when the drift began that is live now; None if nothing was."""
     end: float | None = None

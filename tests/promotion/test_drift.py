@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from service.backends.memory import MemoryTransport
 from tests.client import Client
 from tests.promotion.flow import V1, ask, environments, register, simple
 
@@ -92,3 +95,80 @@ async def test_a_check_needs_the_right_to_read_and_a_model(running, tmp_path):
         client = Client(it.application.asgi)
         assert (await client("POST", f"{LIVE}/checks", {})).status == 404
         assert (await client.be(None)("POST", f"{LIVE}/checks", {})).status == 401
+
+
+class Slow(MemoryTransport):
+    """Reads take as long as a real server's, and are counted; written aliases are answered when `go` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def send(self, request, *, writes, trace=""):
+        self.reads += not writes
+        await asyncio.sleep(0.008)
+        answer = await super().send(request, writes=writes, trace=trace)
+        if writes:
+            await self.go.wait()
+        return answer
+
+
+async def test_a_readers_checks_keep_nobody_from_a_turn(running, tmp_path):
+    async with running(Slow(), environments=simple(tmp_path), lock_seconds=2) as it:
+        client = Client(it.application.asgi)
+        viewer = client.be("user:viewer")
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        before = it.memory.reads
+        checks = [asyncio.create_task(viewer("POST", f"{LIVE}/checks", {})) for _ in range(500)]
+        await asyncio.sleep(0.1)
+        assert (await ask(client, "promotions", second)).status == 200
+        answers = await asyncio.gather(*checks)
+        assert {answer.status for answer in answers} == {200}
+        assert {answer.json["state"] for answer in answers} <= {"agrees", "unsettled"}
+        assert it.memory.reads - before < 100
+
+
+async def test_a_check_during_a_change_waits_for_nothing(running, tmp_path):
+    transport = Slow()
+    async with running(transport, environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        transport.go.clear()
+        promotion = asyncio.create_task(ask(client, "promotions", version))
+        while "champion" not in it.memory.models["iris"]["aliases"]:
+            await asyncio.sleep(0)
+        assert (await check(client))["state"] == "unsettled"
+        assert not promotion.done()
+        transport.go.set()
+        assert (await promotion).status == 200
+        assert (await check(client))["state"] == "agrees"
+
+
+async def test_a_check_sees_what_changed_before_it_was_asked_for(running, tmp_path):
+    """It shares no comparison that began earlier."""
+    async with running(Slow(), environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        earlier = asyncio.create_task(check(client))
+        while not it.application.drift._checking:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.012)  # it has read the model
+        it.memory.models["iris"]["aliases"]["champion"] = second
+        later = [asyncio.create_task(check(client)) for _ in range(3)]
+        assert {(await task)["state"] for task in later} == {"drifted"}
+        assert (await earlier)["state"] in ("agrees", "drifted")
+        assert len(await it.events(action="environment:drift")) == 1
+        assert not it.application.drift._checking
+        assert not it.application.drift._next
+
+
+async def test_a_refusal_is_shared_too(running, tmp_path):
+    async with running(Slow(), environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        answers = await asyncio.gather(*(client("POST", f"{LIVE}/checks", {}) for _ in range(20)))
+        assert {answer.status for answer in answers} == {404}
+        assert it.memory.reads < 10
