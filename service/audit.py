@@ -24,6 +24,7 @@ from service.effects import (
     Revoked,
     Settled,
     Signed,
+    Weighed,
     Withdrawn,
 )
 from service.errors import GatewayError
@@ -123,7 +124,7 @@ class Journal(Protocol):
         """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
 
     async def document(self, kind: str, digest: str) -> Kept | None:
-        """Return what is kept by *digest*: ``rules`` or a ``review``."""
+        """Return what is kept by *digest*: ``rules``, a ``review`` or ``facts``."""
 
     async def answer(self, key: str) -> StoredAnswer | None:
         """Return what a POST with this Idempotency-Key (hashed) was answered."""
@@ -194,6 +195,8 @@ class Operation:
     verdict: Verdict | None = None
     verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)
     """By environment, where one change is judged for several: a rename."""
+    facts: dict[str, Weighed] = dataclasses.field(default_factory=dict)
+    """By environment: what it was judged by. They are stored with the first event that names them."""
     environment: str | None = None
     model: str | None = None
     version: str | None = None
@@ -258,6 +261,7 @@ class Operation:
             "decision": dataclasses.asdict(self.decision),
             "verdict": self.verdict.document() if self.verdict else None,
             "verdicts": {name: item.document() for name, item in self.verdicts.items()},
+            "facts": {name: {"digest": item.digest, "at": item.at} for name, item in self.facts.items()},
             "before": self.before,
             "after": self.after,
             "change": self.change,
@@ -353,6 +357,7 @@ def _core(data: Any) -> Any:
     return {
         **_with_verdicts(data, core),
         "verdicts": {},
+        "facts": dict(list(data.get("facts", {}).items())[:5]),
         "actor": {**data["actor"], "groups": list(data["actor"].get("groups", ()))[:5]},
         "notes": list(data.get("notes", ()))[:3],
         "cut": True,
@@ -407,7 +412,7 @@ class Trail:
         undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
         await self._append(
             [event],
-            [opened],
+            [opened, *operation.facts.values()],
             undo=([undo.event("outcome", "failed", self._source, self.now())], [Settled(operation.id, "failed")]),
         )
         operation.intended = True
@@ -440,7 +445,8 @@ class Trail:
         if operation.telemetry:
             self.refused_later(operation, phase)
             return
-        await self._append_or_count([operation.event(phase, phase, self._source, self.now())])
+        event = operation.event(phase, phase, self._source, self.now())
+        await self._append_or_count([event], list(operation.facts.values()))
 
     def refused_later(self, operation: Operation, phase: str) -> None:
         """Record a refusal without waiting: telemetry never waits for the journal."""
@@ -489,7 +495,8 @@ class Trail:
 
     async def noted(self, operation: Operation) -> None:
         """Record what changed nothing: a read, where reads are recorded, or a promotion of what was live."""
-        await self._append_or_count([operation.event("outcome", "succeeded", self._source, self.now())])
+        event = operation.event("outcome", "succeeded", self._source, self.now())
+        await self._append_or_count([event], list(operation.facts.values()))
 
     async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> None:
         try:

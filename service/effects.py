@@ -136,6 +136,16 @@ class Reviewed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Weighed:
+    """The facts that a gate judged by, by their digest."""
+
+    digest: str
+    document: Mapping[str, Any]
+    at: float
+    """The time of the verdict; it is no part of the document, so that the same facts are kept once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Quarantined:
     """A version must not become live again."""
 
@@ -216,6 +226,7 @@ Effect = (
     | Withdrawn
     | Archived
     | Reviewed
+    | Weighed
     | Quarantined
     | Released
     | Requested

@@ -12,7 +12,7 @@ from service.backend import Backend
 from service.errors import Conflict, NotFound
 from service.guard import live_version
 from service.model import Principal, Verdict
-from service.promotion.facts import Facts, Source, VersionFacts
+from service.promotion.facts import Facts, Fetched, Source, VersionFacts
 from service.promotion.gate import Environment
 from service.provenance import Origin, artifact_digest, find_origin, made_from, relatives, run_behind, size_of
 from service.records import ModelVersion, Run, VersionRecords
@@ -57,13 +57,14 @@ class Gatherer:
         Raises:
             RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
         """
+        sources = _ALL if everything else environment.sources("candidate")
         records, judged, live = await asyncio.gather(
             self._journal.version(backend.name, candidate.model, candidate.binding),
-            self._version(backend, candidate, _ALL if everything else environment.sources("candidate"), origin),
+            self._version(backend, candidate, sources, origin),
             self._incumbent(backend, environment, candidate, incumbent, origin, everything=everything),
         )
         bound = environment.reads_records and bool(records.evidence or records.approvals)
-        hashed = everything or needs_digest or bound or Source.DIGEST in environment.sources("candidate")
+        hashed = everything or needs_digest or bound or Source.DIGEST in sources
         approved = (everything or environment.reads_records) and bool(records.approvals)
         digest, quarantine, registrants = await asyncio.gather(
             digest_of(backend, origin) if hashed else nothing(None),  # a record is about the files its author saw
@@ -90,6 +91,15 @@ class Gatherer:
             askers=records.askers,  # who asked and cancelled, or let it expire, has asked
             quarantine=quarantine,
             change=question.change,
+            fetched=Fetched(
+                candidate=sources | {Source.RECORD},
+                incumbent=_ALL
+                if everything
+                else environment.sources("incumbent")
+                if environment.names("incumbent")
+                else None,
+                digest=hashed,
+            ),
         )
 
     async def quarantine(

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from service.audit import Journal, Trail
+from service.audit import Journal, Operation, Trail
 from service.backend import Backend
-from service.effects import Archived
+from service.effects import Archived, Weighed
 from service.errors import NotFound
 from service.gather import Gatherer, Question
 from service.model import Principal, Verdict
 from service.promotion.facts import Facts
 from service.promotion.gate import Environment, Purpose
 from service.promotion.history import passed_before, way_back
+from service.promotion.keeping import Kept, keep
 from service.provenance import Origin
 from service.records import LivePeriod, ModelVersion
 
@@ -52,8 +53,9 @@ class Judge:
         incumbent: ModelVersion | None,
         asked: Asked,
         origin: Origin | None,
+        operation: Operation,
     ) -> tuple[Verdict, Facts]:
-        """Judge *candidate* for *environment*, which is as it is for the purpose asked.
+        """Judge *candidate* for *environment*, which is as it is for the purpose asked; *operation* keeps the facts.
 
         Raises:
             RegistryUnavailable, JournalUnavailable: a needed fact could not be read.
@@ -71,13 +73,19 @@ class Judge:
             facts = replace(facts, candidate=replace(facts.candidate, periods=lived))
         elif environment.purpose is Purpose.EMERGENCY:
             facts = replace(facts, debt=await self._open_debt(backend.name, environment))
-        if environment.rules:  # each may take milliseconds, and others are served in between
-            verdict = await asyncio.to_thread(environment.judge, facts, backend.name)
-        else:
-            verdict = environment.judge(facts, backend.name)
+
+        def work() -> tuple[Verdict, Kept | None]:
+            return environment.judge(facts, backend.name), None if asked.dry_run else keep(facts)
+
+        # rules may take milliseconds each, and others are served in between
+        verdict, kept = await asyncio.to_thread(work) if environment.rules else work()
+        if kept is not None and kept.problem:
+            operation.notes.append(f"{environment.name}: {kept.problem}")
+        elif kept is not None:
+            operation.facts[environment.name] = Weighed(kept.digest, kept.document, facts.now)
         if not asked.dry_run and verdict.rules_digest not in self._archived:
-            kept = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
-            await self._trail.keep(kept)
+            archived = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
+            await self._trail.keep(archived)
             self._archived.add(verdict.rules_digest)
         return verdict, facts
 

@@ -93,7 +93,7 @@ class Promoter:
                 backend.name, asked.model, environment, asked.version, behind(candidate, origin)
             )
         with sealed:
-            verdict, facts = await self._judge.verdict(backend, judging, candidate, incumbent, asked, origin)
+            verdict, facts = await self._judge.verdict(backend, judging, candidate, incumbent, asked, origin, operation)
             operation.verdict = verdict
             marks = missing_marks(self._environments, backend.name, model, candidate, environment)
             marking = Marking(marks, model, candidate)
@@ -146,7 +146,7 @@ class Promoter:
         """
         candidate = await backend.get_version(asked.model, asked.version)
         origin = await find_origin(backend, candidate)
-        verdict, _ = await self._judge.verdict(backend, environment, candidate, None, asked, origin)
+        verdict, _ = await self._judge.verdict(backend, environment, candidate, None, asked, origin, operation)
         operation.verdict, operation.environment = verdict, environment.name
         operation.verdicts[environment.name] = verdict
         if verdict.refuses:
@@ -165,7 +165,9 @@ class Promoter:
             operation.before = {"version": live}
             incumbent = await self._incumbent(backend, candidate, live)
             origin = await find_origin(backend, candidate)
-            operation.verdict, _ = await self._judge.verdict(backend, environment, candidate, incumbent, asked, origin)
+            operation.verdict, _ = await self._judge.verdict(
+                backend, environment, candidate, incumbent, asked, origin, operation
+            )
         except GatewayError as error:
             operation.notes.append(f"could not be judged: {error.detail}")
 

@@ -221,7 +221,7 @@ class Reads:
         return found
 
     async def document(self, kind: str, digest: str) -> Kept | None:
-        """Return what is kept by *digest*: ``rules`` or a ``review``."""
+        """Return what is kept by *digest*: ``rules``, a ``review`` or ``facts``."""
         c = t.documents.c
         rows = await self._rows(select(c.body, c.at).where(c.kind == kind, c.digest == digest))
         return Kept(dict(rows[0].body), rows[0].at) if rows else None

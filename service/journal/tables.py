@@ -174,7 +174,7 @@ documents = Table(
     Column("body", JSON, nullable=False),
     Column("at", Float, nullable=False),
 )
-"""What is kept by its digest: ``rules`` as they were written, and each ``review`` that was shown."""
+"""What is kept by its digest: ``rules`` as they were written, each ``review`` that was shown, ``facts`` of verdicts."""
 
 answers = Table(
     "answers",

@@ -150,6 +150,8 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
             _keep(connection, "rules", effect)
         case f.Reviewed():
             _keep(connection, "review", effect)
+        case f.Weighed():
+            _keep(connection, "facts", effect)
         case f.Quarantined():
             row = {"registry": effect.registry, **dataclasses.asdict(effect.quarantine)}
             connection.execute(insert(t.quarantines), row)
@@ -187,7 +189,7 @@ def _set(connection: Connection, table: Table, identifier: str, **values: Any) -
     connection.execute(update(table).where(table.c.id == identifier).values(**values))
 
 
-def _keep(connection: Connection, kind: str, effect: f.Archived | f.Reviewed) -> None:
+def _keep(connection: Connection, kind: str, effect: f.Archived | f.Reviewed | f.Weighed) -> None:
     """Keep a document by its digest; the same one is kept once."""
     c = t.documents.c
     known = connection.execute(select(c.at).where(c.kind == kind, c.digest == effect.digest)).first()

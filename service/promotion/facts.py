@@ -130,6 +130,17 @@ class VersionFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was looked up, and so is known not to be there where it is not there."""
+
+    candidate: frozenset[Source]
+    incumbent: frozenset[Source] | None
+    """None where nobody looked at the facts of what is live."""
+    digest: bool
+    """Of the candidate's files."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything a gate judges. Pure data: the same facts give the same verdict."""
 
@@ -156,6 +167,8 @@ class Facts:
     """For an emergency: the one before it that nobody has reviewed."""
     change: Mapping[str, str] = field(default_factory=dict)
     """The change record of the request: ``id``, ``window``, ``fallback``."""
+    fetched: Fetched | None = None
+    """What was looked up; None where it does not matter. No rule sees it."""
 
     def document(
         self, environment: Mapping[str, Any], evidence: Sequence[Evidence], approvals: Sequence[Approval]
@@ -238,9 +251,8 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
         document["datasets"] = [dict(item) for item in run.datasets]
         document["source"]["commit"] = run.tags.get("mlflow.source.git.commit", "")
     if facts.mlmodel is not None:
-        document["signature"] = _signature(facts.mlmodel.get("signature"))
-        flavors = facts.mlmodel.get("flavors")
-        document["flavors"] = sorted(str(name)[:100] for name in flavors) if isinstance(flavors, dict) else []
+        document["signature"] = signature_of(facts.mlmodel)
+        document["flavors"] = flavors_of(facts.mlmodel)
     if facts.creation is not None:
         document["created_by"] = facts.creation.by
     for period in facts.periods:
@@ -250,7 +262,15 @@ def version_document(facts: VersionFacts) -> dict[str, Any]:
     return document
 
 
-def _signature(signature: Any) -> dict[str, str] | None:
+def flavors_of(mlmodel: Mapping[str, Any]) -> list[str]:
+    """List the names of the flavors, sorted."""
+    flavors = mlmodel.get("flavors")
+    return sorted({str(name)[:100] for name in flavors}) if isinstance(flavors, dict) else []
+
+
+def signature_of(mlmodel: Mapping[str, Any]) -> dict[str, str] | None:
+    """Give the signature, each part as JSON; None if there is none or it has no inputs."""
+    signature = mlmodel.get("signature")
     if not isinstance(signature, dict):
         return None
     texts = {key: signature.get(key) or "" for key in ("inputs", "outputs", "params")}
