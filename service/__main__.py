@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import socket
 import sys
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _with_listen(check)
     check.set_defaults(run=_check)
 
-    policy = commands.add_parser("policy", help="try the access policy").add_subparsers(required=True)
+    policy = commands.add_parser("policy", help="try access policy and rules").add_subparsers(required=True)
     test = policy.add_parser("test", help="run the tables in policies/tests")
     _with_config(test)
     test.add_argument("directory", nargs="?", type=Path, help="where the *.yaml tables are (default: policies/tests)")
@@ -57,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("subject", "registry", "resource", "action"):
         explain.add_argument(name)
     explain.set_defaults(run=_policy_explain)
+    again = policy.add_parser("replay", help="judge past promotions again under changed rules; say what would differ")
+    _with_config(again)
+    again.add_argument("--environments", type=Path, help="the file with the new rules (default: the configured one)")
+    again.add_argument("--since", default="30d", help="how long ago (30d), or a time (default: 30d)")
+    again.add_argument("--until", help="the same; not included (default: now)")
+    again.add_argument("--environment", help="only this one")
+    again.add_argument("--model", default="*", help="only models of this name, or prefix that ends in *")
+    again.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    again.set_defaults(run=_policy_replay)
 
     audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
     verify = audit.add_parser("verify", help="find an edit, a deletion or a swap in the journal's hash chain")
@@ -257,6 +267,18 @@ def _policy_explain(options: argparse.Namespace) -> int:
     _say(f"{'allowed' if decision.allowed else 'denied'} by {decision.row or 'no row'}")
     _say(f"roles: {', '.join(sorted(snapshot.roles_of(principal)))}")
     return GOOD if decision.allowed else WRONG
+
+
+def _policy_replay(options: argparse.Namespace) -> int:
+    from service.promotion.replay_forms import render
+    from service.replay import Asked, replay
+
+    asked = Asked(options.environments, options.since, options.until, options.environment, options.model)
+    found = replay(load(options.config), asked)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.write(render(found, options.format))
+    return WRONG if found.differs else GOOD
 
 
 def _audit_verify(options: argparse.Namespace) -> int:

@@ -41,7 +41,19 @@ def exists(url: str) -> bool:
 
 
 def check(url: str) -> None:
-    """Return if the journal at *url* has the schema `HEAD`.
+    """Return if the journal at *url* has the schema `HEAD` and can be written.
+
+    Raises:
+        BadConfiguration: it is missing, unreadable or of another version; the message says what to run.
+    """
+    path = check_readable(url)
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        message = f"{path}: the journal cannot be written"
+        raise BadConfiguration(message)
+
+
+def check_readable(url: str) -> Path:
+    """Return the file of the journal at *url*, which has the schema `HEAD`; it is not changed.
 
     Raises:
         BadConfiguration: it is missing, unreadable or of another version; the message says what to run.
@@ -57,9 +69,7 @@ def check(url: str) -> None:
             "run: registry-gateway journal upgrade (or the version of the gateway that made it)"
         )
         raise BadConfiguration(message)
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        message = f"{path}: the journal cannot be written"
-        raise BadConfiguration(message)
+    return path
 
 
 def revision(path: Path) -> str | None:
@@ -68,14 +78,17 @@ def revision(path: Path) -> str | None:
     Raises:
         BadConfiguration: the file is not a journal.
     """
-    if not path.exists() or path.stat().st_size == 0:
-        return None
     try:
+        if not path.exists() or path.stat().st_size == 0:
+            return None
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         finally:
             connection.close()
+    except OSError as error:
+        message = f"{path}: the journal cannot be read: {error.strerror}"
+        raise BadConfiguration(message) from None
     except sqlite3.Error as error:
         message = f"{path}: not a journal of the gateway: {error}"
         raise BadConfiguration(message) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.audit import Operation, Trail
-from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed
+from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
 from service.errors import BadConfiguration, JournalUnavailable
 from service.journal import schema
 from service.journal.store import SqlJournal
@@ -98,6 +98,24 @@ async def test_a_deleted_journal_is_unavailable_not_made_anew(journal):
     assert not journal.path.exists()
     journal.path.with_suffix(".gone").rename(journal.path)
     await journal.ping()
+
+
+async def test_facts_are_stored_with_their_intent_or_not_at_all(journal):
+    trail = Trail(journal, [], "/test")
+    made = operation()
+    made.facts = {"production": Weighed("d" * 64, {"form": 1}, 1000.0)}
+    other = sqlite3.connect(journal.path, isolation_level=None)
+    other.execute("CREATE TRIGGER full BEFORE INSERT ON documents BEGIN SELECT RAISE(FAIL, 'no room'); END")
+    with pytest.raises(JournalUnavailable):
+        await trail.intent(made)
+    assert await journal.unsettled() == []
+    other.execute("DROP TRIGGER full")
+    other.close()
+    await trail.intent(made)
+    assert len(await journal.unsettled()) == 1
+    assert await journal.document("facts", "d" * 64) == {"form": 1}
+    await trail.refused(made, "rejected")  # kept once
+    assert await journal.document("facts", "d" * 64) == {"form": 1}
 
 
 def signed(name, version="1", model="iris", **more) -> Signed:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.audit import MAX_EVENT_BYTES, Event, OpenOperation, Operation, Trail, build_event, canonical_json
 from service.change import AliasSet, OfRun
-from service.effects import Effect, Opened, Posted, Settled, TakenDown, Withdrawn
+from service.effects import Effect, Opened, Posted, Settled, TakenDown, Weighed, Withdrawn
 from service.errors import JournalUnavailable
 from service.model import Call, Decision, Finding, Need, Principal, Verdict
 from service.records import Evidence
@@ -297,3 +297,29 @@ async def test_sinks_get_what_is_durable_and_one_that_fails_does_not_stop_the_ot
 
 def test_a_type_is_of_the_action_and_phase() -> None:
     assert build_event("model:create", "denied", {}, "s", 0.0, "x")["type"] == "registry-gateway.model.create.denied"
+
+
+WEIGHED = Weighed("d" * 64, {"form": 1}, NOW)
+
+
+async def test_what_was_judged_by_is_stored_with_the_first_event_that_names_it() -> None:
+    for write in ("intent", "refused", "noted"):
+        journal = Memory()
+        made = operation(facts={"production": WEIGHED})
+        written = trail(journal)
+        await (written.refused(made, "rejected") if write == "refused" else getattr(written, write)(made))
+        assert journal.effects[-1] is WEIGHED
+        assert [event["data"]["facts"] for event in journal.stored] == [
+            {"production": {"digest": "d" * 64, "at": NOW}}
+        ]  # fmt: skip
+        count = len(journal.effects)
+        await written.outcome(made, "succeeded")
+        assert journal.effects[count:] == [Settled(made.id, "succeeded")]
+        assert journal.stored[-1]["data"]["facts"] == journal.stored[0]["data"]["facts"]
+
+
+def test_facts_of_very_many_environments_make_no_event_too_large() -> None:
+    facts = {f"environment-{index}-{'x' * 40}": WEIGHED for index in range(500)}
+    event = operation(facts=facts, verdict=BIG_FACTS, reason="r" * 100_000).event("intent", None, "s", NOW)
+    assert size(event) <= MAX_EVENT_BYTES
+    assert event["data"]["facts"]
