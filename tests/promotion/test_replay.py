@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -398,6 +399,10 @@ def command(folder, *arguments):
     )  # fmt: skip
 
 
+def shell(script, folder, environ):
+    return subprocess.run(["bash", "-e", "-c", script], cwd=folder, env=environ, check=False, capture_output=True)
+
+
 async def test_the_command(running, tmp_path):
     async with running(environments=simple(tmp_path, "", f"[{FLOOR.format(0.9)}]")) as it:
         client = Client(it.application.asgi)
@@ -424,6 +429,20 @@ async def test_the_command(running, tmp_path):
         ("1", "open", "refused"), ("2", "closed", "admitted"),
     ]  # fmt: skip
     assert hashlib.sha256(journal.read_bytes()).hexdigest() == before
+
+
+@pytest.mark.parametrize("name", ["github-actions.md", "gitlab.md"])
+async def test_the_recipes_write_the_comment_and_go_on(running, tmp_path, name):
+    async with running(environments=simple(tmp_path, "", f"[{FLOOR.format(0.9)}]")) as it:
+        client = Client(it.application.asgi)
+        await promote(client, await register(it, client))
+    script = re.search(r"```sh\n(.*?)\n", (ROOT / "docs/ci" / name).read_text())[1]
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for rules, said in (("[]", "1 the same"), ("[{name: never, require: 'false'}]", "**1 would be refused now**")):
+        (tmp_path / "environments.yaml").write_text(production(rules))
+        done = shell(script, tmp_path, environ)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert said in (tmp_path / "replay.md").read_text()
 
 
 async def test_a_journal_of_before(running, tmp_path):
