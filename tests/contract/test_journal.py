@@ -113,9 +113,9 @@ async def test_facts_are_stored_with_their_intent_or_not_at_all(journal):
     other.close()
     await trail.intent(made)
     assert len(await journal.unsettled()) == 1
-    assert await journal.document("facts", "d" * 64) == {"form": 1}
+    assert (await journal.document("facts", "d" * 64)).document == {"form": 1}
     await trail.refused(made, "rejected")  # kept once
-    assert await journal.document("facts", "d" * 64) == {"form": 1}
+    assert (await journal.document("facts", "d" * 64)).document == {"form": 1}
 
 
 def signed(name, version="1", model="iris", **more) -> Signed:

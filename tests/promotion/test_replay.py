@@ -256,7 +256,8 @@ async def test_emergencies_and_rollbacks_are_judged_for_what_they_were(running, 
         client, lead = Client(it.application.asgi), Client(it.application.asgi).be("user:lead")
         first, second = await register(it, client, accuracy=0.95), await register(it, client, accuracy=0.5)
         assert (await promote(client, first)).status == 200
-        assert (await ask(lead, "promotions", second, emergency=WHY)).status == 200
+        hasty = await ask(lead, "promotions", second, emergency=WHY)
+        assert (await client("POST", f"/v1/emergencies/{hasty.json['id']}/reviews", {"reason": "ok"})).status == 200
         assert (await ask(lead, "rollbacks", reason="slow")).status == 200
         assert (await ask(lead, "rollbacks", to=second, reason="slow")).status == 200
         same = judged(tmp_path, production(f"[{FLOOR.format(0.96)}]"))
