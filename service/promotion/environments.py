@@ -99,6 +99,7 @@ class _Reader:
         groups = [item.group for item in loaded.quorums]
         if len(set(groups)) != len(groups):
             raise file.error("approvals.required: a group stands twice", *at, "approvals", "required")
+        self._check_overrides(loaded.overrides, at)
         self._check_parameters(loaded, at)
         _check_sealed_tags(loaded, file, at)
         return loaded
@@ -128,11 +129,39 @@ class _Reader:
         return (*rules, *more)
 
     def _override(self, raw: OverrideShape, rules: tuple[Rule, ...], at: _At) -> Override:
-        """An override can only add: one that names a rule again is refused."""
+        """An override only adds; one that names a rule again or takes one away says that it relaxes, and why."""
         self._check_pattern(raw.models, (*at, "models"))
-        more = (*self._used(raw.use, (*at, "use")), *_rules(raw.rules, self._file, (*at, "rules")))
-        self._distinct(rules, more, (*at, "rules"))
-        return Override(raw.models, more)
+        used = self._used(raw.use, (*at, "use"))
+        more = self._distinct(used, _rules(raw.rules, self._file, (*at, "rules")), (*at, "rules"))
+        names = {rule.name for rule in rules}
+        again = [rule.name for rule in more if rule.name in names]
+        if not raw.relax:
+            if again or raw.without:
+                what = f"names {again[0]!r} again" if again else "has `without`"
+                problem = f"the override {what}: it only adds, unless `relax: true` and a `reason` stand beside it"
+                raise self._file.error(problem, *at, "rules" if again else "without")
+            if raw.reason:
+                raise self._file.error("reason: it belongs to `relax: true`", *at, "reason")
+            return Override(raw.models, more)
+        if not raw.reason.strip():
+            raise self._file.error("relax: a `reason` must say why less is asked of these models", *at)
+        unknown = [name for name in raw.without if name not in names]
+        if unknown:
+            known = ", ".join(sorted(names)) or "none"
+            raise self._file.error(f"without: no rule is named {unknown[0]!r}; there are: {known}", *at, "without")
+        if not again and not raw.without:
+            raise self._file.error("relax: nothing here replaces a rule or takes one away", *at)
+        return Override(raw.models, more, raw.without, raw.reason.strip())
+
+    def _check_overrides(self, overrides: tuple[Override, ...], at: _At) -> None:
+        """Of what two overrides say of the same model, neither may undo the other."""
+        for index, one in enumerate(overrides):
+            for other in overrides[:index]:
+                said = ({*(rule.name for rule in item.rules), *item.without} for item in (one, other))
+                both = set.intersection(*said)
+                if both and patterns_meet(one.models, other.models):
+                    problem = f"two overrides of the same models both name the rule {min(both)!r}"
+                    raise self._file.error(problem, *at, "overrides", index)
 
     def _marks(self, raw: EnvironmentShape, at: _At) -> tuple[Mark, ...]:
         marks = tuple(_mark(mark, self._file, (*at, "marks", index)) for index, mark in enumerate(raw.marks))
@@ -280,7 +309,11 @@ def _check_marks(loaded: tuple[Environment, ...], file: YamlFile) -> None:
 def _overlap(one: Environment, other: Environment) -> bool:
     if one.registry != other.registry and "*" not in (one.registry, other.registry):
         return False
-    a, b = one.models, other.models
+    return patterns_meet(one.models, other.models)
+
+
+def patterns_meet(a: str, b: str) -> bool:
+    """Tell whether a model can match both patterns."""
     if a.endswith("*") and b.endswith("*"):
         return a[:-1].startswith(b[:-1]) or b[:-1].startswith(a[:-1])
     if a.endswith("*"):

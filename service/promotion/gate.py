@@ -33,6 +33,7 @@ BUILT_IN = frozenset(
         "not-quarantined",
         "allowed-times",
         "freeze",
+        "relaxed",
         "reason-given",
         "was-live-before",
     }
@@ -102,10 +103,14 @@ class EvidenceTerms:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Rules that some models have besides those of all."""
+    """Rules that some models have besides those of all; one that relaxes says why."""
 
     models: str
     rules: tuple[Rule, ...]
+    without: tuple[str, ...] = ()
+    """Names of rules that are not asked of these models."""
+    reason: str = ""
+    """Why less is asked of them: then `rules` replace those of the same name."""
 
 
 @dataclass(frozen=True)  # without slots: what is derived from it is kept
@@ -136,6 +141,8 @@ class Environment:
     allowed_times: tuple[AllowedTimes, ...] = ()
     freezes: tuple[Freeze, ...] = ()
     overrides: tuple[Override, ...] = ()
+    relaxed: tuple[str, ...] = ()
+    """Of a model of which less is asked: which rules are others or gone, and why."""
     rollback_rules: tuple[Rule, ...] = ()
     waivable: frozenset[str] = frozenset()
     """Which of ``after``, ``approvals``, ``allowed-times`` and ``freeze`` an emergency may pass."""
@@ -158,10 +165,19 @@ class Environment:
         """Return it with the rules of *overrides*; the same object for the same ones, as its digest is kept in it."""
         kept = self._variants.get(overrides)
         if kept is None:
-            more = tuple(rule for item in overrides for rule in item.rules)
-            kept = dataclasses.replace(self, rules=(*self.rules, *more), overrides=())
+            kept = self
+            for item in overrides:
+                kept = kept._with(item)  # another one of this class
+            kept = dataclasses.replace(kept, overrides=())
             self._variants[overrides] = kept
         return kept
+
+    def _with(self, override: Override) -> Environment:
+        instead = {rule.name: rule for rule in override.rules}
+        changed = [rule.name for rule in self.rules if rule.name in instead or rule.name in override.without]
+        rules = [instead.pop(rule.name, rule) for rule in self.rules if rule.name not in override.without]
+        said = (f"{', '.join(changed)} ({override.models}: {override.reason})",) if changed else ()
+        return dataclasses.replace(self, rules=(*rules, *instead.values()), relaxed=(*self.relaxed, *said))
 
     @cached_property
     def _variants(self) -> dict[tuple[Override, ...], Environment]:
@@ -176,6 +192,7 @@ class Environment:
             return dataclasses.replace(
                 self,
                 rules=self.rollback_rules,
+                relaxed=(),
                 purpose=purpose,
                 after=None,
                 quorums=(),
@@ -270,6 +287,7 @@ class Environment:
             "allowed_times": [str(item) for item in self.allowed_times],
             "freezes": [[item.since, item.until] for item in self.freezes],
             "waivable": sorted(self.waivable),
+            **({"relaxed": list(self.relaxed)} if texts and self.relaxed else {}),
         }
 
     def sources(self, side: str) -> frozenset[Source]:
@@ -354,6 +372,8 @@ class Environment:
         if facts.debt:
             because = f"the emergency {facts.debt} was not reviewed yet; somebody else than its author has to close it"
             yield Finding("debts-closed", passed=False, because=because)
+        if self.relaxed:
+            yield Finding("relaxed", passed=True, because=f"otherwise than of other models: {'; '.join(self.relaxed)}")
         yield from self._after(document)
         yield from self._times(facts.now)
         for item in judged.vetoes:

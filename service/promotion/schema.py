@@ -86,11 +86,16 @@ class FreezeShape(Shape, frozen=True, forbid_unknown_fields=True, rename={"since
 
 
 class OverrideShape(Shape, frozen=True, forbid_unknown_fields=True):
-    """What is asked of some models beside what is asked of all."""
+    """What is asked of some models beside what is asked of all, or with `relax` instead of it."""
 
     models: Pattern
     rules: tuple[RuleShape, ...] = ()
     use: tuple[str, ...] = ()
+    relax: Annotated[
+        bool, Meta(description="Rules here replace those of the same name, and `without` takes some away.")
+    ] = False
+    reason: Annotated[str, Meta(description="Why less is asked of these models; needed with `relax`.")] = ""
+    without: Annotated[tuple[str, ...], Meta(description="Names of rules that are not asked of these models.")] = ()
 
 
 class RollbackShape(Shape, frozen=True, forbid_unknown_fields=True):

@@ -274,11 +274,45 @@ def test_rules_come_from_sets_and_overrides_add(load: Load) -> None:
     assert len(digests) == 2
 
 
+def test_an_override_that_relaxes_says_so_in_each_verdict_of_its_models(load: Load) -> None:
+    more = """\
+      - models: fraud-old*
+        relax: true
+        reason: until they are retrained in May
+        rules: [{name: floor, require: candidate.metrics.a > 0.1}]
+      - {models: toy, relax: true, reason: nobody uses it, without: [floor]}
+"""
+    environments = Environments(load(RULES + more))
+    found = {model: environments.of("main", model)[0] for model in ("fraud-1", "fraud-old-1", "toy", "iris")}
+    assert {model: [rule.name for rule in item.rules] for model, item in found.items()} == {
+        "fraud-1": ["floor", "bias"], "fraud-old-1": ["floor", "bias"], "toy": [], "iris": ["floor"],
+    }  # fmt: skip
+    assert found["fraud-old-1"].rules[0].require.text == "candidate.metrics.a > 0.1"
+    assert found["fraud-old-1"].relaxed == ("floor (fraud-old*: until they are retrained in May)",)
+    assert found["toy"].rules_document()["relaxed"] == ["floor (toy: nobody uses it)"]
+    assert (found["iris"].relaxed, "relaxed" in found["iris"].rules_document()) == ((), False)
+    assert len({item.rules_digest for item in found.values()}) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "line", "says"),
     [
         (("use: [baseline]", "use: [base]"), 7, "no rule set is named 'base'; rule_sets has: baseline"),
-        (("{name: bias", "{name: floor"), 11, "two rules are named 'floor'"),
+        (("{name: bias", "{name: floor"), 11, "the override names 'floor' again: it only adds, unless `relax: true`"),
+        (("rules: [{name: bias", "without: [floor], rules: [{name: bias"), 11, "the override has `without`: it only"),
+        (("rules: [{name: bias", "reason: r, rules: [{name: bias"), 11, "reason: it belongs to `relax: true`"),
+        (("rules: [{name: bias", "relax: true, rules: [{name: floor"), 11, "a `reason` must say why"),
+        (("rules: [{name: bias", "relax: true, reason: r, rules: [{name: bias"), 11, "nothing here replaces a rule"),
+        (
+            ("rules: [{name: bias", "relax: true, reason: r, without: [flor], rules: [{name: bias"),
+            11,
+            "without: no rule is named 'flor'; there are: floor",
+        ),
+        (
+            (RULES[-10:], RULES[-10:] + "      - {models: fraud-1, rules: [{name: bias, require: 'true'}]}\n"),
+            12,
+            "two overrides of the same models both name the rule 'bias'",
+        ),
         (("fraud-*", "fr*ud"), 11, "prefix that ends"),
         (("{floor: 0.5}", "{flor: 0.5}"), 5, "reads the parameter 'floor'; parameters has: flor"),
         (("name: bias", "name: ready"), 11, "belongs to a finding that every gate has"),
