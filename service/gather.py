@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from service.audit import Journal
 from service.backend import Backend
+from service.digests import Digests
 from service.errors import Conflict, NotFound
 from service.guard import live_version
 from service.model import Principal, Verdict
 from service.promotion.facts import Facts, Fetched, Source, VersionFacts
 from service.promotion.gate import Environment
-from service.provenance import Origin, artifact_digest, find_origin, made_from, relatives, run_behind, size_of
+from service.provenance import Origin, find_origin, made_from, relatives, run_behind, size_of
 from service.records import ModelVersion, Run, VersionRecords
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ class Question:
     principal: Principal
     reason: str = ""
     change: Mapping[str, str] = field(default_factory=dict)
+    looking: bool = False
+    """Nothing is asked for: somebody only looks."""
 
 
 class Gatherer:
@@ -37,6 +40,7 @@ class Gatherer:
         """Read records from *journal*."""
         self._journal = journal
         self._now = now
+        self.digests = Digests()
 
     async def facts(
         self,
@@ -67,7 +71,8 @@ class Gatherer:
         hashed = everything or needs_digest or bound or Source.DIGEST in sources
         approved = (everything or environment.reads_records) and bool(records.approvals)
         digest, quarantine, registrants = await asyncio.gather(
-            digest_of(backend, origin) if hashed else nothing(None),  # a record is about the files its author saw
+            # A record is about the files its author saw.
+            self._digest(backend, origin, looking=question.looking) if hashed else nothing(None),
             self.quarantine(backend, candidate, records, origin),
             self.registrants(backend, candidate, origin) if approved else nothing(frozenset[str]()),
         )
@@ -199,6 +204,15 @@ class Gatherer:
         )
         return VersionFacts(version, run, mlmodel, size=size, requirements=requirements)
 
+    async def _digest(self, backend: Backend, origin: Origin | None, *, looking: bool) -> str | None:
+        """Return the digest of a version's files; None where nothing can be bound to them."""
+        if origin is None:
+            return None
+        try:
+            return await self.digests.digest(backend, origin, looking=looking)
+        except (Conflict, NotFound):
+            return None
+
     async def commit(self, backend: Backend, version: ModelVersion, origin: Origin | None) -> str | None:
         """Return the git commit that made *version*, by its run; None where it is not known."""
         run = await _run(backend, version, origin)
@@ -220,16 +234,6 @@ async def judge(environment: Environment, facts: Facts, registry: str) -> Verdic
     if environment.rules:
         return await asyncio.to_thread(environment.judge, facts, registry)
     return environment.judge(facts, registry)
-
-
-async def digest_of(backend: Backend, origin: Origin | None) -> str | None:
-    """Return the digest of a version's files; None where nothing can be bound to them."""
-    if origin is None:
-        return None
-    try:
-        return await artifact_digest(backend, origin)
-    except (Conflict, NotFound):
-        return None
 
 
 async def nothing(value: T) -> T:

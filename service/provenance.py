@@ -203,16 +203,11 @@ class FileDigest:
         return self.path.removeprefix(self.root.rstrip("/") + "/")
 
 
-async def artifact_digest(backend: Backend, origin: Origin) -> str:
-    """Return sha256 over the sorted (path, sha256) of the version's files (see `file_digests` for the errors).
+def digest_of_files(origin: Origin, files: Iterable[FileDigest]) -> str:
+    """Return sha256 over the sorted (path, sha256) of the version's *files*.
 
     `UNVERIFIABLE` for storage that clients write directly.
     """
-    return digest_of_files(origin, await file_digests(backend, origin))
-
-
-def digest_of_files(origin: Origin, files: Iterable[FileDigest]) -> str:
-    """Return the one digest of a version whose files are *files*."""
     if not origin.files:
         return UNVERIFIABLE
     total = hashlib.sha256()

@@ -16,7 +16,7 @@ from service.guard import live_version
 from service.model import Caller, Need, Principal, resource
 from service.promotion.approving import concerned_in
 from service.promotion.gate import Environment
-from service.provenance import Origin, artifact_digest, behind, origin_of_version
+from service.provenance import Origin, behind, origin_of_version
 from service.records import Approval, ModelVersion
 
 
@@ -81,7 +81,7 @@ class ApprovalDesk:
                 )
             if signed.review:
                 await self._check_review(backend, environment, found, signed.review)
-            digest = await artifact_digest(backend, origin)
+            digest = await self._desk.gatherer.digests.digest(backend, origin)
             incumbent = await self._incumbent(backend, environment, found)
             bound = dataclasses.replace(approval, artifact_digest=digest, incumbent=incumbent)
             return Signed(registry, model, found.binding, bound, version, tuple(sorted(stands)))

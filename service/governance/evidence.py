@@ -14,7 +14,7 @@ from service.errors import Busy, Conflict, InvalidRequest
 from service.governance.desk import Desk
 from service.model import Caller, Need, resource
 from service.promotion.proof import PROOF_TYPES, check_evidence, check_model_signature, verify
-from service.provenance import FileDigest, digest_of_files, file_digests, origin_of_version
+from service.provenance import FileDigest, digest_of_files, origin_of_version
 from service.records import Evidence
 
 
@@ -85,7 +85,7 @@ class EvidenceDesk:
         """Bind *evidence* to the version and its files, and verify its proof; that takes long and needs no lock."""
         found = await backend.get_version(model, version)
         origin = await origin_of_version(backend, found)
-        files = await file_digests(backend, origin)
+        files = await self._desk.gatherer.digests.files(backend, origin)
         digest = digest_of_files(origin, files)
         proof = None
         if claim.proof is not None:

@@ -90,7 +90,7 @@ class RequestDesk:
         environment = self._desk.environment(placed.registry, placed.model, request.environment)
         backend = self._desk.gateway.backend(placed.registry)
         found = await backend.get_version(placed.model, request.version)
-        question = Question(caller.principal, request.reason, request.change)
+        question = Question(caller.principal, request.reason, request.change, looking=True)
         facts = await self._desk.gatherer.about(backend, environment, found, question)
         return await judge(environment, facts, placed.registry)
 

@@ -38,7 +38,8 @@ class ReviewDesk:
         """
         environment = self._desk.environment(registry, model, name)
         found = await self._desk.read_version(caller, registry, model, version, "getReview")
-        facts = await self._facts(self._desk.gateway.backend(registry), environment, found, caller.principal)
+        question = Question(caller.principal, looking=True)
+        facts = await self._facts(self._desk.gateway.backend(registry), environment, found, question)
         seen = _seen(registry, environment, facts)
         digest = _digest(seen)
         verdict = (await judge(environment, facts, registry)).document()
@@ -70,13 +71,13 @@ class ReviewDesk:
 
     async def digest_of(self, backend: Backend, environment: Environment, version: ModelVersion) -> str:
         """Return the digest that a review of *version* would have now."""
-        nobody = Principal("service:registry-gateway")
+        nobody = Question(Principal("service:registry-gateway"))
         return _digest(_seen(backend.name, environment, await self._facts(backend, environment, version, nobody)))
 
     async def _facts(
-        self, backend: Backend, environment: Environment, version: ModelVersion, principal: Principal
+        self, backend: Backend, environment: Environment, version: ModelVersion, question: Question
     ) -> Facts:
-        return await self._desk.gatherer.about(backend, environment, version, Question(principal), everything=True)
+        return await self._desk.gatherer.about(backend, environment, version, question, everything=True)
 
 
 def _seen(registry: str, environment: Environment, facts: Facts) -> dict[str, Any]:

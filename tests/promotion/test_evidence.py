@@ -23,11 +23,13 @@ class Held(MemoryTransport):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self.held = 0
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
         self.go_on.set()
 
     async def send(self, request, *, writes, trace=""):
         if request.rpc.endswith(self._name) and not self.go_on.is_set():
+            self.held += 1
             self.begun.set()
             await self.go_on.wait()
         return await super().send(request, writes=writes, trace=trace)
