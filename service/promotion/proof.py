@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -111,7 +112,10 @@ def check_evidence(
     if statement.predicate_type != EVIDENCE:
         _refuse(f"its predicateType is not {EVIDENCE}")
     for name, posted in (("kind", kind), ("result", result), ("facts", dict(facts))):
-        if statement.predicate.get(name, {} if name == "facts" else None) != posted:
+        signed = statement.predicate.get(name, {} if name == "facts" else None)
+        if json.dumps(signed, sort_keys=True) != json.dumps(
+            posted, sort_keys=True
+        ):  # to Python 0, 0.0 and False are equal
             _refuse(f"its {name} is not what is posted")
     if artifact_digest not in statement.subjects:
         _refuse("it is about other files than the version's")

@@ -93,6 +93,18 @@ def test_what_says_something_else_proves_nothing(changes: dict, says: str) -> No
         check()
 
 
+@pytest.mark.parametrize(
+    ("signed", "posted"),
+    [(0, False), (False, 0), (1, True), (1, 1.0), (1.0, 1), ([0], [False]), ({"a": 1}, {"a": True}), ("1", 1)],
+)
+def test_what_python_takes_for_equal_proves_nothing(signed: object, posted: object) -> None:
+    statement = proof.verify(envelope(GOOD, DIGEST, predicate={"facts": {"unbiased": signed}}), [pem(GOOD)])
+    about = {"kind": "validation", "result": "passed", "artifact_digest": DIGEST}
+    with pytest.raises(InvalidRequest, match="its facts is not"):
+        proof.check_evidence(statement, facts={"unbiased": posted}, **about)
+    proof.check_evidence(statement, facts={"unbiased": signed}, **about)
+
+
 def test_another_key_or_a_changed_payload_proves_nothing() -> None:
     other = ed25519.Ed25519PrivateKey.generate()
     with pytest.raises(InvalidRequest, match="no key that is configured"):
