@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from typing import Any
@@ -83,6 +84,26 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check(item, depth + 1)
+
+
+def check_numbers(value: Any) -> None:
+    """Return if each number in *value* is one that rules can calculate with.
+
+    Raises:
+        InvalidRequest: an integer has more than 64 bits (signed), or a number is not finite.
+    """
+    if isinstance(value, dict):
+        for item in value.values():
+            check_numbers(item)
+    elif isinstance(value, list):
+        for item in value:
+            check_numbers(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        message = "A number is not finite; nothing was done."
+        raise InvalidRequest(message)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        message = f"The integer {str(value)[:30]} has more than 64 bits; send it as text. Nothing was done."
+        raise InvalidRequest(message)
 
 
 def decode_segment(raw: str) -> str:

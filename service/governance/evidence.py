@@ -16,6 +16,7 @@ from service.model import Caller, Need, resource
 from service.promotion.proof import PROOF_TYPES, check_evidence, check_model_signature, verify
 from service.provenance import FileDigest, digest_of_files, origin_of_version
 from service.records import Evidence
+from service.strict import check_numbers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class EvidenceDesk:
         """Store evidence about a version, bound to its files as they are.
 
         Raises:
-            InvalidRequest: its proof does not hold. Conflict: its proof was posted before.
+            InvalidRequest: its proof does not hold, or rules cannot read its facts.
+            Conflict: its proof was posted before.
             Busy: the model is being changed, try again. Denied, NotFound, JournalUnavailable.
             In each case nothing is stored.
         """
@@ -83,6 +85,7 @@ class EvidenceDesk:
         self, backend: Backend, model: str, version: str, evidence: Evidence, claim: Claim
     ) -> tuple[str, Evidence]:
         """Bind *evidence* to the version and its files, and verify its proof; that takes long and needs no lock."""
+        check_numbers(claim.facts)  # one that rules cannot read would fail every rule that reads evidence
         found = await backend.get_version(model, version)
         origin = await origin_of_version(backend, found)
         files = await self._desk.gatherer.digests.files(backend, origin)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from service.backends.memory import MemoryTransport
 from tests.api.test_attacks import run_of
 from tests.client import Client
@@ -83,3 +85,25 @@ async def test_a_version_made_anew_meanwhile_gets_none_of_it(running, tmp_path):
         answer = await posted
         assert (answer.status, "made anew" in answer.json["detail"]) == (503, True)
         assert (await client("GET", f"{V1}/iris/versions/{version}/evidence")).json == {"evidence": []}
+
+
+@pytest.mark.parametrize("number", ["9223372036854775808", "-9223372036854775809", "18446744073709551616", "1e999"])
+@pytest.mark.parametrize("facts", ['{"n": %s}', '{"a": [{"n": %s}]}'])
+async def test_numbers_that_rules_cannot_read_are_refused(running, tmp_path, number, facts):
+    async with running(environments=simple(tmp_path, "", RULES)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        raw = f'{{"kind": "other", "result": "passed", "facts": {facts % number}}}'.encode()
+        target = f"{V1}/iris/versions/{version}/evidence"
+        assert (await client.be("service:ci")("POST", target, raw=raw)).status == 400
+        assert (await client("GET", target)).json == {"evidence": []}
+
+
+@pytest.mark.parametrize("number", [(1 << 63) - 1, -(1 << 63), 1e308, True, None])
+async def test_numbers_that_rules_can_read_are_kept(running, tmp_path, number):
+    async with running(environments=simple(tmp_path, "", RULES)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await post(client, version, kind="other", facts={"n": number})).status == 201
+        await post(client, version)
+        assert (await promote(client, version)).status == 200
