@@ -109,8 +109,7 @@ class ApprovalDesk:
     async def _check_review(
         self, backend: Backend, environment: Environment, version: ModelVersion, review: str
     ) -> None:
-        present = await self._reviews.digest_of(backend, environment, version)
-        if review != present:
+        if not await self._reviews.is_present(backend, environment, version, review):
             message = "The review is not of the present facts; read it again. Nothing is stored."
             raise Stale(message)
 

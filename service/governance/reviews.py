@@ -41,15 +41,16 @@ class ReviewDesk:
         question = Question(caller.principal, looking=True)
         facts = await self._facts(self._desk.gateway.backend(registry), environment, found, question)
         seen = _seen(registry, environment, facts)
-        digest = _digest(seen)
         verdict = (await judge(environment, facts, registry)).document()
-        packet = {
-            "digest": digest,
+        shown = {
             **seen,
             "comparison": compare(seen["candidate"], seen["incumbent"]),
             "findings": verdict.pop("findings"),
             "verdict": verdict,
         }
+        # Of all that is shown: findings differ with the time and with who reads, where the facts are the same.
+        digest = hashlib.sha256(canonical_json(shown)).hexdigest()
+        packet = {"digest": digest, **shown}
         await self._desk.gateway.trail.keep(Reviewed(digest, packet, self._desk.now()))
         return packet
 
@@ -69,10 +70,15 @@ class ReviewDesk:
             raise NotFound(message)
         return dict(found.document)
 
-    async def digest_of(self, backend: Backend, environment: Environment, version: ModelVersion) -> str:
-        """Return the digest that a review of *version* would have now."""
+    async def is_present(self, backend: Backend, environment: Environment, version: ModelVersion, digest: str) -> bool:
+        """Tell whether a review of this digest was shown, of *version* with the facts that it has now."""
+        kept = await self._desk.journal.document("review", digest)
+        if kept is None:
+            return False
         nobody = Question(Principal("service:registry-gateway"))
-        return _digest(_seen(backend.name, environment, await self._facts(backend, environment, version, nobody)))
+        present = _seen(backend.name, environment, await self._facts(backend, environment, version, nobody))
+        shown = {name: kept.document.get(name) for name in present}
+        return canonical_json(shown) == canonical_json(present)
 
     async def _facts(
         self, backend: Backend, environment: Environment, version: ModelVersion, question: Question
@@ -81,7 +87,7 @@ class ReviewDesk:
 
 
 def _seen(registry: str, environment: Environment, facts: Facts) -> dict[str, Any]:
-    """Give the facts that the digest names: what would move an approver's mind, and no clock."""
+    """Give the facts that an approval holds for: what would move an approver's mind, and no clock."""
     version = facts.candidate.version
     document = {
         "registry": registry,
@@ -106,10 +112,6 @@ def _seen(registry: str, environment: Environment, facts: Facts) -> dict[str, An
 
 def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _digest(seen: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(seen)).hexdigest()
 
 
 def compare(candidate: Mapping[str, Any], incumbent: Mapping[str, Any] | None) -> dict[str, Any]:

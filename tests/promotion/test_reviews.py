@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import sqlite3
 import threading
+import time
 
 import pytest
 import yaml
 
+from service.audit import canonical_json
 from service.authentication import entry_for
 from service.backends.memory import MemoryTransport
 from service.errors import BadConfiguration
@@ -80,9 +83,39 @@ async def test_an_approval_of_a_moved_review_is_refused(running):
         stale = await approve(client, version, review=seen["digest"])
         assert (stale.status, stale.json["type"].rpartition("/")[2]) == (412, "stale")
         assert (await client("GET", f"{V1}/iris/versions/{version}/approvals")).json == {"approvals": []}
-        fresh = await approve(client, version, review=(await review(client, version))["digest"])
-        assert (fresh.status, fresh.json["review"]) == (201, (await review(client, version))["digest"])
+        anew = (await review(client, version))["digest"]
+        fresh = await approve(client, version, review=anew)
+        assert (fresh.status, fresh.json["review"]) == (201, anew)
         assert (await promote(client, version)).status == 200
+
+
+async def test_an_approval_leads_to_what_was_shown(running, tmp_path, monkeypatch):
+    rules = "[{name: old, require: \"now - candidate.created >= duration('1h')\"}]"
+    async with running(environments=simple(tmp_path, "", rules)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        lead = client.be("user:lead")
+        early = await review(lead, version)
+        gatherer = it.application.governance.versions._desk.gatherer
+        monkeypatch.setattr(gatherer, "_now", lambda: time.time() + 7200)
+        late = await review(lead, version)
+        passed = [[item["passed"] for item in packet["findings"] if item["rule"] == "old"] for packet in (early, late)]
+        assert passed == [[False], [True]]
+        for packet in (early, late):  # its facts have not moved
+            assert (await approve(client, version, review=packet["digest"])).json["review"] == packet["digest"]
+            assert (await lead("GET", f"/v1/reviews/{packet['digest']}")).json == packet
+            rest = {name: value for name, value in packet.items() if name != "digest"}
+            assert hashlib.sha256(canonical_json(rest)).hexdigest() == packet["digest"]
+
+
+async def test_an_approval_names_a_review_of_this_version(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        other = (await review(client, first))["digest"]
+        for digest in (other, "0" * 64):
+            assert (await approve(client, second, review=digest)).status == 412
+        assert (await approve(client, first, review=other)).status == 201
 
 
 async def test_where_reviews_are_needed_an_approval_without_one_does_not_count(running, tmp_path):
