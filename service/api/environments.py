@@ -153,9 +153,9 @@ class EnvironmentController(Controller):
         wish = Wish(
             environment, check_version(data.version), data.reason, shapes.future(data.expires), _record(data.change)
         )
-        placed = await governance.requests.ask(caller, registry, check_text(model, "model name"), wish)
+        placed, verdict = await governance.requests.ask(caller, registry, check_text(model, "model name"), wish)
         body = shapes.request(placed)
-        body.verdict = shapes.verdict_body((await governance.requests.verdict(caller, placed)).document())
+        body.verdict = shapes.verdict_body(verdict.document())
         return body
 
     @post("/checks", operation_id="checkEnvironment", status_code=200, opt={"action": "model:read"})

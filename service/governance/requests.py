@@ -43,11 +43,12 @@ class RequestDesk:
         """Decide and record through *desk*."""
         self._desk = desk
 
-    async def ask(self, caller: Caller, registry: str, model: str, wish: Wish) -> Placed:
-        """Store a request.
+    async def ask(self, caller: Caller, registry: str, model: str, wish: Wish) -> tuple[Placed, Verdict]:
+        """Store a request, and give the verdict as it stands.
 
         Raises:
-            Denied, NotFound. Conflict: the same version is asked for already. Nothing is stored.
+            Denied, NotFound. Conflict: the same version is asked for already.
+            RegistryUnavailable, JournalUnavailable: it cannot be judged. Nothing is stored.
         """
         environment = self._desk.environment(registry, model, wish.environment)
         need = Need("environment:request", resource("models", model, "environments", environment.name))
@@ -67,6 +68,8 @@ class RequestDesk:
             change=dict(wish.change),
         )
         operation.after = {"request": request.id}
+        async with self._desk.about(operation, model, wish.version):  # before it is stored, so that it can be repeated
+            verdict = await self.verdict(caller, Placed(registry, model, request))
 
         async def make() -> Requested:
             found = await backend.get_version(model, wish.version)
@@ -78,7 +81,7 @@ class RequestDesk:
             return Requested(registry, model, replace(request, binding=found.binding))
 
         stored = await self._desk.store(operation, model, wish.version, make, alone=True)
-        return Placed(registry, model, stored.request)
+        return Placed(registry, model, stored.request), verdict
 
     async def verdict(self, caller: Caller, placed: Placed) -> Verdict:
         """Judge what is asked for as it stands, for the caller.

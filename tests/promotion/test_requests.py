@@ -7,9 +7,11 @@ import sqlite3
 
 import pytest
 
+from service.backends.memory import MemoryTransport
+from service.errors import RegistryUnavailable
 from tests.client import Client
 from tests.conftest import ROOT
-from tests.promotion.flow import ask, promote, register, satisfy
+from tests.promotion.flow import ask, promote, register, satisfy, simple
 
 REQUESTS = "/v1/promotion-requests"
 READ_IRIS = "p, group:ml-leads, *, models/iris/*, *, allow\np, group:ml-leads, *, models/iris, *, allow\n"
@@ -98,3 +100,28 @@ async def test_old_requests_hide_no_new_ones(running, tmp_path, old):
         for target in (REQUESTS, f"{REQUESTS}?awaiting=me"):
             listed = (await client.be("user:lead")("GET", target)).json["promotion_requests"]
             assert [item["id"] for item in listed] == [made.json["id"]]
+
+
+async def test_what_cannot_be_judged_is_not_stored(running, tmp_path):
+    class Failing(MemoryTransport):
+        fails = False
+
+        async def send(self, request, *, writes, trace=""):
+            if self.fails and request.rpc.endswith("getRun"):
+                message = "no"
+                raise RegistryUnavailable(message)
+            return await super().send(request, writes=writes, trace=trace)
+
+    registry = Failing()
+    rules = "[{name: accurate, require: candidate.metrics.accuracy > 0.5}]"
+    async with running(registry, environments=simple(tmp_path, "", rules)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        registry.fails = True
+        failed = await ask(client, "promotion-requests", version)
+        assert failed.status in (502, 503)
+        assert (await client("GET", REQUESTS)).json == {"promotion_requests": []}
+        assert len(await it.events(action="environment:request", phase="rejected")) == 1
+        registry.fails = False
+        made = await ask(client, "promotion-requests", version)
+        assert (made.status, made.json["verdict"]["allowed"]) == (201, True)
