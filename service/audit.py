@@ -144,8 +144,8 @@ class Journal(Protocol):
     async def present_name(self, registry: str, model: str, since: float) -> str:
         """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
 
-    async def creations(self, registry: str, models: Collection[str]) -> list[Creation]:
-        """List who registered versions of *models* through the gateway, deleted ones too."""
+    async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
+        """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""
 
     async def quarantines(self, registry: str) -> list[Quarantine]:
         """List the quarantines of a registry that were not lifted, oldest first."""

@@ -135,7 +135,8 @@ class Gatherer:
             RegistryUnavailable, JournalUnavailable: it cannot be told.
         """
         same = {(item.model, item.version): item.binding for item in await relatives(backend, version, origin)}
-        known = await self._journal.creations(backend.name, {model for model, _ in same})
+        models, versions = {model for model, _ in same}, {version for _, version in same}
+        known = await self._journal.creations(backend.name, models, versions)
         found = (item for item in known if same.get((item.model, item.version), "") in (None, item.binding))
         return frozenset(who for item in found for who in (item.by, *item.persons))
 

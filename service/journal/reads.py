@@ -171,10 +171,12 @@ class Reads:
             askers=self._people.everyone(who for row in askers for who in (row.by, *row.persons)),
         )
 
-    async def creations(self, registry: str, models: Collection[str]) -> list[Creation]:
-        """List who registered versions of *models* through the gateway, deleted ones too."""
+    async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
+        """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""
         c = t.creations.c
-        rows = await self._rows(select(t.creations).where(c.registry == registry, c.model.in_(models)))
+        rows = await self._rows(
+            select(t.creations).where(c.registry == registry, c.model.in_(models), c.version.in_(versions))
+        )
         return [self._creation(row) for row in rows]
 
     async def quarantines(self, registry: str) -> list[Quarantine]:

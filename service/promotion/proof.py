@@ -113,9 +113,8 @@ def check_evidence(
         _refuse(f"its predicateType is not {EVIDENCE}")
     for name, posted in (("kind", kind), ("result", result), ("facts", dict(facts))):
         signed = statement.predicate.get(name, {} if name == "facts" else None)
-        if json.dumps(signed, sort_keys=True) != json.dumps(
-            posted, sort_keys=True
-        ):  # to Python 0, 0.0 and False are equal
+        # As JSON: to Python 0, 0.0 and False are equal.
+        if json.dumps(signed, sort_keys=True) != json.dumps(posted, sort_keys=True):
             _refuse(f"its {name} is not what is posted")
     if artifact_digest not in statement.subjects:
         _refuse("it is about other files than the version's")
