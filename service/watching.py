@@ -66,14 +66,19 @@ class Watch:
                 del self._waiting[place]
                 self._changed.pop(place, None)
 
-    async def look(self, backend: Backend, model: str, environment: Environment) -> ModelVersion | None:
+    async def look(
+        self, backend: Backend, model: str, environment: Environment, *, waiting: bool
+    ) -> ModelVersion | None:
         """Return what is live as it was at most `PACE_SECONDS` ago, and never before our own last change.
+
+        For those who are not *waiting*, and so look only once, at most half as long ago.
 
         Raises:
             NotFound: no such model. RegistryUnavailable.
         """
         key = (backend.name, model, "live", environment.name)
-        return await self._shared(key, lambda: _live(backend, model, environment))
+        seconds = PACE_SECONDS if waiting else PACE_SECONDS / 2
+        return await self._shared(key, seconds, lambda: _live(backend, model, environment))
 
     async def mlmodel(self, backend: Backend, version: ModelVersion) -> Mapping[str, Any] | None:
         """Return the MLmodel file of *version* as it was at most `PACE_SECONDS` ago; None if it has none.
@@ -82,11 +87,11 @@ class Watch:
             RegistryUnavailable.
         """
         key = (backend.name, version.model, "mlmodel", version.binding)
-        return await self._shared(key, lambda: backend.get_mlmodel(version.model, version.version))
+        return await self._shared(key, PACE_SECONDS, lambda: backend.get_mlmodel(version.model, version.version))
 
-    async def _shared(self, key: _Key, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _shared(self, key: _Key, seconds: float, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         at, task = self._looks.get(key, (0.0, None))
-        if task is None or time.monotonic() - at >= PACE_SECONDS / 2:
+        if task is None or time.monotonic() - at >= seconds:
             task = asyncio.create_task(read())
             self._looks[key] = (time.monotonic(), task)
             task.add_done_callback(lambda _: self._forget(key))

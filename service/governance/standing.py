@@ -79,7 +79,7 @@ class LiveDesk:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         while True:
-            version = await self._watch.look(backend, model, environment)
+            version = await self._watch.look(backend, model, environment, waiting=wait_seconds > 0)
             left = deadline - loop.time()
             if version is not None and etag(version) != known:
                 return await self._live(backend, environment, version)
