@@ -263,7 +263,7 @@ def _policy_explain(options: argparse.Namespace) -> int:
         configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
     )
     principal = Principal(options.subject, frozenset(options.group))
-    decision = snapshot.decide(principal, options.registry, options.resource, options.action)
+    decision = snapshot.decide_whole(principal, options.registry, options.resource, options.action)
     _say(f"{'allowed' if decision.allowed else 'denied'} by {decision.row or 'no row'}")
     _say(f"roles: {', '.join(sorted(snapshot.roles_of(principal)))}")
     return GOOD if decision.allowed else WRONG

@@ -97,6 +97,18 @@ class Snapshot:
                 self._allowing.setdefault(row.subject, []).append(row)
             self._index.setdefault((row.subject, row.registry, row.action, _head(row.resource)), []).append(row)
 
+    def decide_whole(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
+        """Decide as requests are: an environment is read as part of its model, so a row that denies that denies it too.
+
+        `decide` is the policy alone, as Casbin has it.
+        """
+        decision = self.decide(principal, registry, resource, action)
+        kind, *parts = resource.split("/")
+        if decision.allowed and action == "model:read" and parts[1:2] == ["environments"]:
+            of_model = self.decide(principal, registry, f"{kind}/{parts[0]}", action)
+            return of_model if of_model.denied_by_row else decision
+        return decision
+
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
         """Decide by Casbin's matcher and effect. Pure; an unknown principal leaves no trace."""
         subject = _Subject(principal.subject)
@@ -309,4 +321,4 @@ class Authorizer:
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
         """Decide by the snapshot in force."""
-        return self.snapshot.decide(principal, registry, resource, action)
+        return self.snapshot.decide_whole(principal, registry, resource, action)

@@ -45,7 +45,7 @@ def run_tables(configuration: Configuration, directory: Path, say: Callable[[str
         file = YamlFile(path)
         for index, case in enumerate(file.convert(tuple[Case, ...])):
             principal = Principal(case.principal, frozenset(case.groups))
-            decision = snapshot.decide(principal, case.registry, case.resource, case.action)
+            decision = snapshot.decide_whole(principal, case.registry, case.resource, case.action)
             if decision.allowed is (case.expect == "allow"):
                 passed += 1
                 continue

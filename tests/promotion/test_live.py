@@ -194,3 +194,32 @@ async def test_one_principal_waits_so_many_times_and_no_more(running, tmp_path):
         assert (await client("GET", f"{LIVE}?wait=1")).status == 404
         assert {answer.status for answer in await asyncio.gather(*waiting)} == {404}
         assert (await viewer("GET", f"{LIVE}?wait=1")).status == 404
+
+
+async def test_a_deny_on_the_model_closes_its_environments(running, tmp_path):
+    rows = tmp_path / "rows.csv"
+    deny = "p, group:readers, *, models/iris, model:read, deny\n"
+    rows.write_text((ROOT / "policies/policy.csv").read_text() + deny)
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    more = "waivable: [approvals]\napprovals: {required: [{group: 'group:ml-leads'}]}"
+    async with running(environments=simple(tmp_path, more), access=access) as it:
+        client = Client(it.application.asgi)
+        viewer = client.be("user:viewer")
+        for model in ("iris", "rose"):
+            version = await register(it, client, model=model)
+            emergency = {"reason": "r", "ticket": "t"}
+            done = await ask(client, "promotions", version, model=model, emergency=emergency)
+            assert done.status == 200
+            reviewed = f"/v1/emergencies/{done.json['id']}/reviews"
+            assert (await client.be("user:lead")("POST", reviewed, {"reason": "seen"})).status == 200
+            asked = await ask(client, "promotion-requests", await register(it, client, model=model), model=model)
+            live = f"{V1}/{model}/environments/production"
+            status = 403 if model == "iris" else 200
+            for query in ("", "?at=2099-01-01T00:00:00Z", "?wait=1", "/history"):
+                assert (await viewer("GET", live + query)).status == status, query
+            assert (await viewer("POST", f"{live}/checks", {})).status == status
+            found = await viewer("GET", f"/v1/promotion-requests/{asked.json['id']}")
+            assert found.status == (404 if model == "iris" else 200)
+        listed = (await viewer("GET", "/v1/promotion-requests")).json["promotion_requests"]
+        debts = (await viewer("GET", "/v1/emergencies?closed=true")).json["emergencies"]
+        assert ([item["model"] for item in listed], [item["model"] for item in debts]) == (["rose"], ["rose"])

@@ -188,6 +188,36 @@ def test_a_deny_beats_every_allow_wherever_it_stands_and_is_named(
     assert (closed.allowed, closed.row, closed.denied_by_row) == (False, f"policy.csv:{2 if turned else 3}", True)
 
 
+@pytest.mark.parametrize(
+    ("rows", "allowed"),
+    [
+        ("models/*, model:read, allow", True),
+        ("models/*/environments/*, model:read, allow", True),
+        ("models/{}/environments/production, model:read, allow", True),
+        ("models/{}, model:read, allow", False),  # as a pattern says
+        ("models/*, model:read, allow; models/{}, model:read, deny", False),
+        ("models/*, model:read, allow; models/{}, *, deny", False),
+        ("models/{}/*, model:read, allow; models/{}, model:read, deny", False),
+        ("models/*, model:read, allow; models/{}/environments/production, model:read, deny", False),
+        ("models/*, model:read, allow; models/{}/environments/staging, model:read, deny", True),
+        ("models/*, model:read, allow; models/{}/versions, model:read, deny", True),
+        ("models/*, model:read, allow; models/{}, model:update, deny", True),
+        ("models/*, model:read, allow; models/other, model:read, deny", True),
+    ],
+)
+@pytest.mark.parametrize("name", ["iris", "environments"])
+def test_an_environment_is_read_as_part_of_its_model(load: Load, rows: str, allowed: bool, name: str) -> None:
+    policy = load("".join(f"p, user:ann, *, {row.strip()}\n" for row in rows.format(*[name] * 2).split(";")))
+    asked = resource("models", name, "environments", "production")
+    assert policy.decide_whole(ANN, "main", asked, "model:read").allowed is allowed
+
+
+def test_only_reading_an_environment_asks_for_its_model(load: Load) -> None:
+    policy = load("p, user:ann, *, models/*, *, allow\np, user:ann, *, models/a, *, deny\n")
+    for where, action in (("environments/production", "environment:promote"), ("versions", "version:read")):
+        assert policy.decide_whole(ANN, "main", f"models/a/{where}", action).allowed
+
+
 def test_no_row_no_right(load: Load) -> None:
     policy = load(ALLOW)
     for principal, registry, asked, action in [
