@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ _ACCEPT = {
     "markdown": "text/markdown",
 }
 _ENDED = ("succeeded", "failed")
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_COMMANDS = re.compile(r"^(\s*):(?=:)|(?<=#)#(?=\[|vso\[)", re.MULTILINE)
+"""What CI systems obey in a log: GitHub's ``::error`` at the start of a line, ``##[`` and ``##vso[`` anywhere."""
 _PACE_SECONDS = 2.0
 
 
@@ -79,7 +84,7 @@ def _run(options: argparse.Namespace, run: Callable[[argparse.Namespace, Client]
     try:
         return run(options, client)
     except Unreachable as error:
-        print(f"registry-gateway: {error}", file=sys.stderr)
+        _say(f"registry-gateway: {error}")
         return CANNOT_TELL
 
 
@@ -120,13 +125,13 @@ def _wait_until_open(client: Client, path: str, body: Mapping[str, Any], seconds
             return
         verdict = reply.expect(state=str, verdict=dict)["verdict"]
         closed = [f for f in verdict["findings"] if not f["passed"] and f["severity"] == "block"]
-        waiting = [f"{item['rule']}: {item['because']}" for item in closed]
+        waiting = [_line(f"{item['rule']}: {item['because']}") for item in closed]
         hopeless = [f for f in closed if f["self_reported"] or f["rule"] in ("ready", "not-quarantined")]
         left = deadline - time.monotonic()
         if not closed or hopeless or left <= 0:
             return
         if waiting and (text := "; ".join(waiting)) != said:
-            print(f"waiting for {text}", file=sys.stderr, flush=True)
+            _say(f"waiting for {text}")
             said = text
         time.sleep(min(_PACE_SECONDS, left))
 
@@ -135,7 +140,7 @@ def _settled(options: argparse.Namespace, client: Client, reply: Reply) -> int:
     """Show what became of a promotion; where nobody knows yet, wait for the gateway to read it back."""
     operation = reply.headers.get("Registry-Gateway-Operation") or ""
     if reply.status == 504 and operation:
-        print(f"the outcome of {operation} is being read back", file=sys.stderr, flush=True)
+        _say(f"the outcome of {operation} is being read back")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = client.get(f"/v1/promotions/{operation}")
@@ -160,8 +165,8 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
     if review.status != 200:
         return _refused(options, review)
     packet = review.expect(digest=str, findings=list, comparison=dict)
-    print(_findings(packet["findings"]), file=sys.stderr)
-    print(f"compared with what is live: {json.dumps(packet['comparison'])}", file=sys.stderr)
+    _say(_findings(packet["findings"]))
+    _say(f"compared with what is live: {json.dumps(packet['comparison'])}")
     body = {
         "environment": options.environment,
         "decision": "reject" if options.reject else "approve",
@@ -187,8 +192,8 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
         return _refused(options, reply)
     rows = reply.expect(adopted=list)["adopted"]
     lines = [
-        f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}"
-        + (f" ({r['because']})" if r["because"] else "")
+        _line(f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}")
+        + (f" ({_line(r['because'])})" if r["because"] else "")
         for r in rows
     ]
     if options.format == "text":
@@ -236,26 +241,47 @@ def _show(options: argparse.Namespace, reply: Reply, again: Callable[[], Reply] 
 def _text(document: Mapping[str, Any]) -> str:
     lines = []
     if "detail" in document:
-        lines.append(str(document["detail"]))
+        lines.append(_line(str(document["detail"])))
     elif "state" in document:
-        lines.append(
-            f"{document['state']}: {document.get('before') or 'nothing'} -> {document.get('after') or 'nothing'}"
-        )
+        before, after = (document.get(name) or "nothing" for name in ("before", "after"))
+        lines.append(_line(f"{document['state']}: {before} -> {after}"))
     verdict = document.get("verdict")
     if verdict:
         lines += [_findings(verdict["findings"]), "open" if verdict["allowed"] else "closed"]
     if "decision" in document:
-        lines.append(f"{document['decision']} {document['id']} by {document['by']} for {document['environment']}")
+        parts = (document["decision"], document["id"], "by", document["by"], "for", document["environment"])
+        lines.append(_line(" ".join(map(str, parts))))
     return "\n".join(lines) or json.dumps(document, indent=1)
 
 
 def _findings(findings: list[Mapping[str, Any]]) -> str:
     signs = {(True, "block"): "pass", (True, "warn"): "pass", (False, "warn"): "warn", (False, "block"): "FAIL"}
     rows = (("waived" if f["waived"] else signs[(f["passed"], f["severity"])], f) for f in findings)
-    return "\n".join(f"{sign:<6} {f['rule']}: {f['because']}" for sign, f in rows)
+    return "\n".join(_line(f"{sign:<6} {f['rule']}: {f['because']}") for sign, f in rows)
+
+
+def _line(text: str) -> str:
+    """Keep on one line what somebody else wrote."""
+    return text.replace("\n", r"\n")
+
+
+def _visible(text: str) -> str:
+    """Show what a terminal or a CI system would obey as JSON writes it, so that JSON stays what it is."""
+    text = "".join(
+        json.dumps(character)[1:-1]
+        if character not in "\n\t" and unicodedata.category(character) in _UNSEEN
+        else character
+        for character in text
+    )
+    return _COMMANDS.sub(lambda found: f"{found[1] or ''}\\u{ord(found[0][-1]):04x}", text)
+
+
+def _say(text: str) -> None:
+    print(_visible(text), file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, text: str) -> None:
+    text = _visible(text)
     if options.output is None:
         print(text, flush=True)
     else:

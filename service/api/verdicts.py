@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from xml.sax.saxutils import escape, quoteattr
 
 from service.api.schemas import FindingBody, VerdictBody
@@ -10,6 +11,7 @@ from service.api.schemas import FindingBody, VerdictBody
 JUNIT, MARKDOWN = "application/xml", "text/markdown"
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold (section 2.2)."""
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def render(accept: str, verdict: VerdictBody, what: str) -> tuple[str, str] | None:
@@ -74,5 +76,14 @@ def _attribute(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep what a name says from being read as Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(_plain(text).split()))
+    """Give *text* as code: whoever wrote it, it is no link, mention, HTML or further cell, and nothing is hidden.
+
+    In a table a pipe is escaped in code as well (GitHub Flavored Markdown, section 4.10).
+    """
+    seen = "".join("\ufffd" if unicodedata.category(item) in _HIDDEN else item for item in " ".join(text.split()))
+    if not seen:
+        return ""
+    seen = re.sub(r"(\\*)\|", lambda found: f"{found[1]} \\|" if found[1] else "\\|", seen)  # not an escaped backslash
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", seen)), default=0))
+    space = " " if seen[0] in " `" or seen[-1] in " `" else ""
+    return f"{fence}{space}{seen}{space}{fence}"

@@ -9,15 +9,17 @@ import os
 import re
 import sys
 import threading
+import unicodedata
 import xml.etree.ElementTree as ET
 
 import pytest
 import yaml
 
+from service.api import verdicts
 from tests.client import Client
 from tests.conftest import ROOT, TOKENS
 from tests.faults.served import served
-from tests.promotion.flow import alias_of, ask, promote, register, satisfy, simple
+from tests.promotion.flow import V1, alias_of, ask, promote, register, satisfy, simple
 
 LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
 FLOOR = "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: 'a < b & \"c\"'}]"
@@ -80,7 +82,7 @@ async def test_verdicts_for_machines(running, tmp_path):
         status, out, _ = await run(url, "promote", "iris", "2", "production", "--format", "junit")
         assert (status, ET.fromstring(out).find("testsuite").get("failures")) == (0, "0")
         status, out, _ = await run(url, "verdict", "iris", version, "production", "--format", "markdown")
-        assert (status, '| ❌ | floor | a \\< b & "c" |' in out) == (1, True)
+        assert (status, '| ❌ | `floor` | `a < b & "c"` |' in out) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,75 @@ def test_a_promotion_that_was_only_evaluated_is_not_done(monkeypatch, capsys, so
     url = something_else(200, "application/json", json.dumps(body).encode())
     assert main(["promote", "iris", "3", "production", "--url", url]) == pipeline.CANNOT_TELL
     assert "nobody knows" in capsys.readouterr().err
+
+
+HOSTILE = (
+    "see https://evil.example/login, www.evil.example and @org/everyone <img src=x> | a | `code` ``x\n"
+    "::error file=x::owned\n##[error]x ##vso[x]\x1b[2K\x1b[1A\x9b1A\x07 hidden \u202e\u200b"
+)
+
+
+async def rejected(it, client):
+    """Register a version that is rejected for a hostile reason."""
+    version = await register(it, client)
+    body = {"environment": "production", "decision": "reject", "reason": HOSTILE}
+    assert (await client.be("user:lead")("POST", f"{V1}/iris/versions/{version}/approvals", body)).status == 201
+    return version
+
+
+async def test_what_others_wrote_is_nothing_to_obey_in_a_terminal(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it, served(it.application.asgi) as url:
+        version = await rejected(it, Client(it.application.asgi))
+        for command in (
+            ("verdict", "iris", version, "production"),
+            ("verdict", "iris", version, "production", "--format", "json"),
+            ("verdict", "iris", version, "production", "--format", "junit"),
+            ("verdict", "iris", version, "production", "--format", "markdown"),
+            ("promote", "iris", version, "production"),
+            ("promote", "iris", version, "production", "--wait", "0.1"),
+            ("verdict", "iris\n::error::x\x1b", version, "production"),
+        ):
+            status, out, err = await run(url, *command)
+            assert status == 1, (command, out, err)
+            written = out + err
+            assert not [letter for letter in written if unicodedata.category(letter) in ("Cc", "Cf") and letter != "\n"]
+            assert "##[" not in written
+            assert "##vso[" not in written
+            assert not [line for line in written.splitlines() if line.lstrip().startswith("::")]
+            if "json" in command:
+                because = [item["because"] for item in json.loads(out)["verdict"]["findings"]]
+                assert any(HOSTILE.splitlines()[0] in text for text in because)
+
+
+async def test_what_others_wrote_is_code_in_markdown(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await rejected(it, client)
+        headers = [("content-type", "application/json"), ("accept", "text/markdown")]
+        text = (await promote(client, version, headers=headers, dry_run=True)).body.decode()
+        (row,) = [line for line in text.splitlines() if "evil.example" in line]
+        cells = re.split(r"(?<!\\)\|", row)
+        assert len(cells) == 5
+        assert re.fullmatch(r" (`{3,})[^`].*https://evil.*@org/everyone.*[^`]\1 ", cells[3])
+        assert not [letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf") and letter != "\n"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("", ""),
+        ("\n", ""),
+        ("plain", "`plain`"),
+        ("a | b || c", r"`a \| b \|\| c`"),
+        (r"a\|b", r"`a\ \|b`"),
+        ("`", "`` ` ``"),
+        ("a ``b`` `c", "```a ``b`` `c```"),
+        ("a\r\n# b", "`a # b`"),
+        ("a\x1bb\u202e", "`a\ufffdb\ufffd`"),
+    ],
+)
+def test_a_cell(text, cell):
+    assert verdicts._cell(text) == cell
 
 
 def scripts(name):
