@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from service.client import DEFAULT_URL, TOKEN, URL, Client, Reply, Unreachable, model_path, token_of
 
@@ -53,6 +54,8 @@ def add_commands(commands: Any) -> None:
     approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
     _with_target(approve)
     approve.add_argument("--reject", action="store_true", help="reject it instead")
+    approve.add_argument("--review", metavar="DIGEST", help="the review that was read before; do not ask")
+    approve.add_argument("--yes", action="store_true", help="do not ask, whatever the review says")
     adopt = _command(commands, "adopt", "take over what was live before the gateway came", _adopt)
     adopt.add_argument("--models", default="*", help="a name, or a prefix that ends in * (default: all)")
     adopt.add_argument("--environment", help="only this one")
@@ -161,17 +164,27 @@ def _settled(options: argparse.Namespace, client: Client, reply: Reply) -> int:
 def _approve(options: argparse.Namespace, client: Client) -> int:
     version = ("versions", options.version)
     path = model_path(options.registry, options.model, *version)
-    review = client.get(f"{path}/review?environment={options.environment}")
+    review = client.get(f"{path}/review?environment={quote(options.environment, safe='')}")
     if review.status != 200:
         return _refused(options, review)
     packet = review.expect(digest=str, findings=list, comparison=dict)
     _say(_findings(packet["findings"]))
     _say(f"compared with what is live: {json.dumps(packet['comparison'])}")
+    _say(_line(f"review {packet['digest']}"))
+    decision = "reject" if options.reject else "approve"
+    if not options.yes and options.review is None:
+        if not sys.stdin.isatty():
+            _say("nothing is stored: without a terminal, name what was read with --review DIGEST, or send --yes")
+            return CANNOT_TELL
+        _say(_line(f"{decision} {options.model} version {options.version} for {options.environment}? [y/N]"))
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            _say("nothing is stored")
+            return REFUSED
     body = {
         "environment": options.environment,
-        "decision": "reject" if options.reject else "approve",
+        "decision": decision,
         "reason": options.reason,
-        "review": packet["digest"],
+        "review": options.review or packet["digest"],
     }
     reply = client.post(f"{path}/approvals", body)
     if reply.status != 201:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import os
@@ -25,18 +26,18 @@ LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
 FLOOR = "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: 'a < b & \"c\"'}]"
 
 
-async def begin(url, *arguments, who="service:ci", **more):
-    """Start a command."""
+async def begin(url, *arguments, who="service:ci", terminal=asyncio.subprocess.DEVNULL, **more):
+    """Start a command; *terminal* is what it reads."""
     environ = {**os.environ, "REGISTRY_GATEWAY_URL": url, "REGISTRY_GATEWAY_TOKEN": TOKENS[who], **more}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", *arguments,
-        env=environ, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env=environ, cwd=ROOT, stdin=terminal, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
 
-async def run(url, *arguments, who="service:ci", **more):
+async def run(url, *arguments, who="service:ci", terminal=asyncio.subprocess.DEVNULL, **more):
     """Run a command; give its exit status and what it wrote."""
-    process = await begin(url, *arguments, who=who, **more)
+    process = await begin(url, *arguments, who=who, terminal=terminal, **more)
     out, err = await process.communicate()
     assert TOKENS[who] not in (out + err).decode()
     return process.returncode, out.decode(), err.decode()
@@ -52,11 +53,13 @@ async def test_from_verdict_to_rollback(running, tmp_path):
         assert (status, "is closed for version" in out) == (1, True)
         waiting = await begin(url, "promote", "iris", first, "production", "--wait", "60")
         assert b"waiting for approvals-ml-leads" in await waiting.stderr.readline()
-        status, _, err = await run(url, "approve", "iris", first, "production", "--reason", "ok", who="user:lead")
+        status, _, err = await run(
+            url, "approve", "iris", first, "production", "--reason", "ok", "--yes", who="user:lead"
+        )
         assert (status, "FAIL   approvals-ml-leads" in err) == (0, True)
         out, _ = await waiting.communicate()
         assert (waiting.returncode, b"succeeded: nothing -> 1" in out) == (0, True)
-        await run(url, "approve", "iris", second, "production", who="user:lead")
+        await run(url, "approve", "iris", second, "production", "--yes", who="user:lead")
         status, out, _ = await run(url, "promote", "iris", second, "production", "--format", "json")
         assert (status, json.loads(out)["after"]) == (0, second)
         status, out, _ = await run(url, "rollback", "iris", "production", "--reason", "slow", who="user:lead")
@@ -155,7 +158,7 @@ COMMANDS = (
     ("promote", "iris", "3", "production", "--wait", "1"),
     ("rollback", "iris", "production", "--reason", "r"),
     ("verdict", "iris", "3", "production"),
-    ("approve", "iris", "3", "production"),
+    ("approve", "iris", "3", "production", "--yes"),
     ("adopt", "--yes", "--reason", "r"),
     ("adopt", "--yes", "--reason", "r", "--format", "json"),
 )
@@ -191,6 +194,47 @@ def test_a_promotion_that_was_only_evaluated_is_not_done(monkeypatch, capsys, so
     url = something_else(200, "application/json", json.dumps(body).encode())
     assert main(["promote", "iris", "3", "production", "--url", url]) == pipeline.CANNOT_TELL
     assert "nobody knows" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def typing(text):
+    """Give a terminal on which somebody has typed *text*."""
+    keyboard, terminal = os.openpty()
+    try:
+        os.write(keyboard, text.encode())
+        yield terminal
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+
+
+async def test_what_was_not_looked_at_is_not_approved(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        approve = ("approve", "iris", version, "production")
+
+        async def stored():
+            found = (await client("GET", f"{V1}/iris/versions/{version}/approvals")).json["approvals"]
+            return [item["decision"] for item in found]
+
+        status, _, err = await run(url, *approve, who="user:lead")
+        assert (status, "--review DIGEST" in err, await stored()) == (2, True, [])
+        digest = re.search(r"review ([0-9a-f]{64})", err)[1]
+        for typed in ("\n", "n\n", "what\n"):
+            with typing(typed) as terminal:
+                status, _, err = await run(url, *approve, who="user:lead", terminal=terminal)
+            assert (status, "approve iris version 1 for production? [y/N]" in err, await stored()) == (1, True, [])
+        with typing("y\n") as terminal:
+            status, _, err = await run(url, *approve, who="user:lead", terminal=terminal)
+        assert (status, await stored()) == (0, ["approve"])
+        evidence = {"kind": "validation", "result": "failed"}
+        await client.be("service:ci")("POST", f"{V1}/iris/versions/{version}/evidence", evidence)
+        status, _, err = await run(url, *approve, "--reject", "--review", digest, who="user:lead")
+        assert (status, await stored()) == (1, ["approve"]), err  # a fact has moved
+        digest = re.search(r"review ([0-9a-f]{64})", err)[1]
+        status, _, err = await run(url, *approve, "--reject", "--review", digest, who="user:lead")
+        assert (status, await stored()) == (0, ["approve", "reject"]), err
 
 
 HOSTILE = (
