@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import reconciler
 from service.errors import BadConfiguration
 from service.promotion.gate import Purpose
 from service.promotion.keeping import MAX_BYTES
@@ -26,6 +27,7 @@ from service.promotion.replaying import Again, Past, Replay, State
 from service.replay import Asked, replay
 from service.settings import load
 from tests.api.test_attacks import run_of
+from tests.api.test_reconciler import Losing
 from tests.client import Client
 from tests.conftest import ROOT
 from tests.promotion.flow import V1, alias_of, ask, environments, promote, register, satisfy, simple
@@ -298,6 +300,42 @@ async def test_observed_changes_and_renames_are_judged_too(running, tmp_path):
         await client.rpc("POST", "registered-models/alias", name="b", alias="champion", version="1")
         last = judged(tmp_path, observing.replace("0.9", "0.4")).items[-1]
         assert (last.past.model, last.past.allowed, last.state) == ("b", False, State.ADMITTED)
+
+
+async def test_a_rename_is_judged_for_each_environment(running, tmp_path):
+    names = {"production": "champion", "canary": "canary"}
+    text = "environments:\n" + "".join(
+        f"  {name}:\n    where: {{models: 'prod-*'}}\n    marks: [{{alias: {alias}}}]\n"
+        f"    rules: [{{name: floor-{name}, require: candidate.metrics.accuracy >= 0.9}}]\n"
+        for name, alias in names.items()
+    )
+    async with running(environments=environments(tmp_path, text)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client, model="a", accuracy=0.95)
+        for alias in names.values():
+            await client.rpc("POST", "registered-models/alias", name="a", alias=alias, version=version)
+        assert (await client.rpc("POST", "registered-models/rename", name="a", new_name="prod-a")).status == 200
+        found = judged(
+            tmp_path, text.replace("canary, require: candidate.metrics.accuracy >= 0.9", "x, require: 'false'")
+        )
+        assert {(item.past.environment, item.state, item.rules) for item in found.items} == {
+            ("production", State.SAME, ()), ("canary", State.REFUSED, ("floor-x",)),
+        }  # fmt: skip
+
+
+async def test_a_promotion_that_was_read_back_counts_once(running, tmp_path, monkeypatch):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    losing = Losing()
+    async with running(losing, environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
+        version = await register(it, client)
+        losing.rpc = "setRegisteredModelAlias"
+        assert (await promote(client, version)).status == 504
+        assert judged(tmp_path, production("[]")).items == ()  # nobody knows yet
+        assert await it.application.reconciler.sweep() == 0
+        assert states(judged(tmp_path, production("[]"))) == [("1", "same", ())]
+        assert states(judged(tmp_path, production("[{name: n, require: 'false'}]"))) == [("1", "refused", ("n",))]
 
 
 async def test_what_moved_nothing_is_kept_once_and_dry_runs_are_not_kept(running, tmp_path):
