@@ -261,7 +261,10 @@ class Operation:
             "decision": dataclasses.asdict(self.decision),
             "verdict": self.verdict.document() if self.verdict else None,
             "verdicts": {name: item.document() for name, item in self.verdicts.items()},
-            "facts": {name: {"digest": item.digest, "at": item.at} for name, item in self.facts.items()},
+            "facts": {
+                name: {"digest": item.digest, "at": item.at, "approved_under": item.approved_under}
+                for name, item in self.facts.items()
+            },
             "before": self.before,
             "after": self.after,
             "change": self.change,

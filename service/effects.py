@@ -143,6 +143,8 @@ class Weighed:
     document: Mapping[str, Any]
     at: float
     """The time of the verdict; it is no part of the document, so that the same facts are kept once."""
+    approved_under: str = ""
+    """The digest of the rules under which approvals counted: for a rollback, those of promotions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ class Gatherer:
                 if environment.names("incumbent")
                 else None,
                 digest=hashed,
+                registrants=approved,
             ),
         )
 

@@ -82,7 +82,8 @@ class Judge:
         if kept is not None and kept.problem:
             operation.notes.append(f"{environment.name}: {kept.problem}")
         elif kept is not None:
-            operation.facts[environment.name] = Weighed(kept.digest, kept.document, facts.now)
+            under = environment.approved_under or verdict.rules_digest
+            operation.facts[environment.name] = Weighed(kept.digest, kept.document, facts.now, under)
         if not asked.dry_run and verdict.rules_digest not in self._archived:
             archived = Archived(verdict.rules_digest, environment.rules_document(), self._trail.now())
             await self._trail.keep(archived)

@@ -108,6 +108,7 @@ def _pasts(event: Mapping[str, Any]) -> Iterator[tuple[Past, Mapping[str, Any] |
     verdicts = data.get("verdicts") or {data["environment"]: data["verdict"]}
     for name, verdict in verdicts.items():
         if verdict:
+            kept = data.get("facts", {}).get(name)
             past = Past(
                 operation=data["operation"],
                 time=event["time"],
@@ -119,10 +120,10 @@ def _pasts(event: Mapping[str, Any]) -> Iterator[tuple[Past, Mapping[str, Any] |
                 by=data["actor"]["subject"],
                 allowed=verdict["allowed"],
                 closing=tuple(item["rule"] for item in verdict["findings"] if _closed(item)),
-                rules_digest=verdict["rules_digest"],
+                approved_under=str((kept or {}).get("approved_under", "")),
                 nothing_live=renamed or data["before"] == {"version": None},
             )
-            yield past, data.get("facts", {}).get(name)
+            yield past, kept
 
 
 def _closed(finding: Mapping[str, Any]) -> bool:

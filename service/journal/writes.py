@@ -50,6 +50,10 @@ _END = update(t.periods).where(
 _END_ONE = _END.where(t.periods.c.environment == bindparam("in_environment")).values(until=bindparam("at"))
 _PASSED = update(t.periods).where(t.periods.c.operation == bindparam("by_operation")).values(passed=True)
 """Somebody else has looked at an emergency."""
+_DOCUMENT = select(t.documents.c.at).where(
+    t.documents.c.kind == bindparam("kind"), t.documents.c.digest == bindparam("digest")
+)
+_INSERT_DOCUMENT = insert(t.documents)
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
 
@@ -191,11 +195,9 @@ def _set(connection: Connection, table: Table, identifier: str, **values: Any) -
 
 def _keep(connection: Connection, kind: str, effect: f.Archived | f.Reviewed | f.Weighed) -> None:
     """Keep a document by its digest; the same one is kept once."""
-    c = t.documents.c
-    known = connection.execute(select(c.at).where(c.kind == kind, c.digest == effect.digest)).first()
-    if known is None:
-        row = {"kind": kind, "digest": effect.digest, "body": effect.document, "at": effect.at}
-        connection.execute(insert(t.documents), row)
+    name = {"kind": kind, "digest": effect.digest}
+    if connection.execute(_DOCUMENT, name).first() is None:
+        connection.execute(_INSERT_DOCUMENT, {**name, "body": effect.document, "at": effect.at})
 
 
 def _answer(connection: Connection, effect: f.Answered) -> None:

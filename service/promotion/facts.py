@@ -138,6 +138,8 @@ class Fetched:
     """None where nobody looked at the facts of what is live."""
     digest: bool
     """Of the candidate's files."""
+    registrants: bool = False
+    """Of what is the same as the candidate."""
 
 
 @dataclass(frozen=True, slots=True)

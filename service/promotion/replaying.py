@@ -44,7 +44,8 @@ class Past:
     """Whether the gate was open."""
     closing: tuple[str, ...]
     """The rules that closed it."""
-    rules_digest: str
+    approved_under: str
+    """The digest of the rules that approvals counted under."""
     nothing_live: bool
     """It is known that nothing was live there."""
 
@@ -125,9 +126,9 @@ def judge_again(past: Past, environment: Environment, facts: Facts) -> Again:
     rules would have decided otherwise, and no change of them would leave any approval in force.
     """
     facts = _as_known(past, facts)
-    digest = environment.rules_digest
+    digest = environment.approved_under or environment.rules_digest
     approvals = [
-        dataclasses.replace(item, rules_digest=digest) if item.rules_digest == past.rules_digest else item
+        dataclasses.replace(item, rules_digest=digest) if item.rules_digest == past.approved_under else item
         for item in facts.approvals
     ]
     verdict = environment.judge(dataclasses.replace(facts, approvals=approvals), past.registry)
@@ -196,8 +197,8 @@ def _knows_incumbent(path: Path, facts: Facts, fetched: Fetched) -> bool:
 
 
 def _knows_approvals(environment: Environment, facts: Facts, fetched: Fetched) -> bool:
-    """Tell whether it is known which approvals count: they hold for the files and for what was live."""
+    """Tell whether it is known which approvals count: it hangs on the files, what was live and who registered."""
     given = (item for item in facts.approvals if item.environment == environment.name and not item.revoked)
     if all(item.decision != "approve" for item in given):
         return True
-    return fetched.digest and facts.incumbent_binding is not None
+    return fetched.digest and fetched.registrants and facts.incumbent_binding is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.audit import Operation, Trail
+from service.audit import Kept, Operation, Trail
 from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
 from service.errors import BadConfiguration, JournalUnavailable
 from service.journal import schema
@@ -113,9 +113,9 @@ async def test_facts_are_stored_with_their_intent_or_not_at_all(journal):
     other.close()
     await trail.intent(made)
     assert len(await journal.unsettled()) == 1
-    assert (await journal.document("facts", "d" * 64)).document == {"form": 1}
+    assert await journal.document("facts", "d" * 64) == Kept({"form": 1}, 1000.0)
     await trail.refused(made, "rejected")  # kept once
-    assert (await journal.document("facts", "d" * 64)).document == {"form": 1}
+    assert await journal.document("facts", "d" * 64) == Kept({"form": 1}, 1000.0)
 
 
 def signed(name, version="1", model="iris", **more) -> Signed:

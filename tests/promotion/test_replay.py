@@ -258,9 +258,9 @@ async def test_emergencies_and_rollbacks_are_judged_for_what_they_were(running, 
         client, lead = Client(it.application.asgi), Client(it.application.asgi).be("user:lead")
         first, second = await register(it, client, accuracy=0.95), await register(it, client, accuracy=0.5)
         assert (await promote(client, first)).status == 200
-        hasty = await ask(lead, "promotions", second, emergency=WHY)
-        assert (await client("POST", f"/v1/emergencies/{hasty.json['id']}/reviews", {"reason": "ok"})).status == 200
+        debt = (await ask(lead, "promotions", second, emergency=WHY)).json["id"]
         assert (await ask(lead, "rollbacks", reason="slow")).status == 200
+        assert (await client("POST", f"/v1/emergencies/{debt}/reviews", {"reason": "fine"})).status == 200
         assert (await ask(lead, "rollbacks", to=second, reason="slow")).status == 200
         same = judged(tmp_path, production(f"[{FLOOR.format(0.96)}]"))
         purposes = [(item.past.purpose, item.state) for item in same.items]
@@ -278,6 +278,24 @@ async def test_emergencies_and_rollbacks_are_judged_for_what_they_were(running, 
     async with running(it.memory, environments=simple(tmp_path, named.strip())) as it:  # what really happens
         refused = await ask(Client(it.application.asgi).be("user:lead"), "rollbacks", to=first, reason="slow")
         assert (refused.status, alias_of(it)) == (409, second)
+
+
+async def test_approvals_of_a_rollback_are_those_for_promotions(running, tmp_path):
+    back = "rollback: {rules: [{name: signed, require: approvals.size() > 0}]}"
+    async with running(environments=simple(tmp_path, back, f"[{FLOOR.format(0.8)}]")) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        for version in (first, second):
+            assert (await promote(client, version)).status == 200
+        assert (await ask(client, "rollbacks", reason="r")).status == 409
+        approval = {"environment": "production", "decision": "approve"}
+        approved = await client.be("user:lead")("POST", f"{V1}/iris/versions/{first}/approvals", approval)
+        assert approved.status == 201
+        assert (await ask(client, "rollbacks", reason="r")).status == 200
+        found = judged(tmp_path, production(f"[{FLOOR.format(0.7)}]", f"    {back}\n"))
+        assert [item.state for item in found.items] == [State.SAME] * 4
+        two = judged(tmp_path, production(f"[{FLOOR.format(0.7)}]", f"    {back.replace('> 0', '> 1')}\n"))
+        assert [item.rules for item in two.items] == [(), (), (), ("signed",)]
 
 
 async def test_observed_changes_and_renames_are_judged_too(running, tmp_path):

@@ -299,7 +299,7 @@ def test_a_type_is_of_the_action_and_phase() -> None:
     assert build_event("model:create", "denied", {}, "s", 0.0, "x")["type"] == "registry-gateway.model.create.denied"
 
 
-WEIGHED = Weighed("d" * 64, {"form": 1}, NOW)
+WEIGHED = Weighed("d" * 64, {"form": 1}, NOW, "r" * 64)
 
 
 async def test_what_was_judged_by_is_stored_with_the_first_event_that_names_it() -> None:
@@ -310,7 +310,7 @@ async def test_what_was_judged_by_is_stored_with_the_first_event_that_names_it()
         await (written.refused(made, "rejected") if write == "refused" else getattr(written, write)(made))
         assert journal.effects[-1] is WEIGHED
         assert [event["data"]["facts"] for event in journal.stored] == [
-            {"production": {"digest": "d" * 64, "at": NOW}}
+            {"production": {"digest": "d" * 64, "at": NOW, "approved_under": "r" * 64}}
         ]  # fmt: skip
         count = len(journal.effects)
         await written.outcome(made, "succeeded")

@@ -66,6 +66,7 @@ periods = st.builds(
     LivePeriod, environment=st.sampled_from(["staging", "production"]), version=words, binding=words, since=moments,
     until=st.none() | moments, by=words, operation=words, reason=words, behind=st.just(("r",)),
     kind=st.sampled_from(["promotion", "drift"]),
+    artifact_digest=st.sampled_from([None, "", "d"]), passed=st.booleans(),
 )  # fmt: skip
 mlmodels = st.fixed_dictionaries({}, optional={
     "signature": st.none() | words | st.dictionaries(st.sampled_from(["inputs", "outputs"]), scalars, max_size=2),
@@ -119,7 +120,11 @@ def judged(draw: st.DrawFn) -> Facts:
         reason=draw(words), now=NOW, artifact_digest=draw(st.none() | digests),
         incumbent_binding=draw(st.none() | st.just("")), requests=tuple(draw(st.lists(requests, max_size=1))),
         quarantine=draw(st.none() | words), change=draw(tags),
-        fetched=draw(st.none() | st.just(Fetched(frozenset(Source), None, digest=True))),
+        registrants=draw(st.frozensets(words)), askers=draw(st.frozensets(words)), debt=draw(words),
+        fetched=draw(st.none() | st.builds(
+            Fetched, st.frozensets(st.sampled_from(Source)), st.none() | st.frozensets(st.sampled_from(Source)),
+            digest=st.booleans(), registrants=st.booleans(),
+        )),
     )  # fmt: skip
 
 
