@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from service.errors import BadConfiguration
+from service.settings import TOKEN
 
-URL, TOKEN = "REGISTRY_GATEWAY_URL", "REGISTRY_GATEWAY_TOKEN"  # names of variables
 DEFAULT_URL = "http://127.0.0.1:8080"
 _TIMEOUT_SECONDS = 120.0
 _TRIES = 5

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from service.client import DEFAULT_URL, TOKEN, URL, Client, Reply, Unreachable, model_path, token_of
+from service.client import DEFAULT_URL, Client, Reply, Unreachable, model_path, token_of
+from service.settings import TOKEN, URL
 
 GOOD, REFUSED, CANNOT_TELL = 0, 1, 2
 _ACCEPT = {

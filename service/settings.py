@@ -19,7 +19,9 @@ from service.files import YamlFile, convert
 PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
 DATA_DIR = PREFIX + "DATA_DIR"
-_OUR_OWN = frozenset({CONFIG, DATA_DIR})
+URL, TOKEN = PREFIX + "URL", PREFIX + "TOKEN"
+"""Where the commands of pipelines find a running gateway, and as whom; a server has no use for them."""
+_NO_SETTINGS = frozenset({CONFIG, DATA_DIR, URL, TOKEN})
 _MIN_IDENTITIES = 2
 _MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
@@ -198,11 +200,12 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
 
 def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name in _OUR_OWN:
+        if not name.startswith(PREFIX) or name in _NO_SETTINGS:
             continue
         keys = name.removeprefix(PREFIX).lower().split("__")
         if keys[0] not in Settings.__struct_fields__:
-            message = f"{name}: unknown setting {'.'.join(keys)!r}"
+            known = ", ".join(Settings.__struct_fields__)
+            message = f"{name}: unknown setting {'.'.join(keys)!r}; the settings are: {known}"
             raise BadConfiguration(message)
         try:
             value = yaml.safe_load(text)

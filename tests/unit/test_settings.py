@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from service.errors import BadConfiguration
-from service.settings import Configuration, data_dir, embedded_document, load
+from service.settings import TOKEN, Configuration, data_dir, embedded_document, load
+from service.settings import URL as URL_VARIABLE
+from tests.conftest import ROOT
 
 BASE = """\
 registries:
@@ -149,7 +151,13 @@ def test_an_override_is_checked_like_the_file(read: Read, name: str, value: str,
 
 
 def test_our_own_variables_are_no_settings(read: Read) -> None:
-    assert read(CONFIG="/elsewhere.yaml", DATA_DIR="/data").settings.environments == "environments.yaml"
+    others = {"CONFIG": "/elsewhere.yaml", "DATA_DIR": "/data", "URL": "http://gateway", "TOKEN": "rgw_x"}
+    assert read(**others).settings.environments == "environments.yaml"
+
+
+def test_the_variables_of_the_clients_are_those_that_its_guide_names() -> None:
+    guide = (ROOT / "docs/cli.md").read_text()
+    assert set(re.findall(r"REGISTRY_GATEWAY_[A-Z]+", guide)) == {URL_VARIABLE, TOKEN}
 
 
 def test_the_variable_names_the_file_and_the_argument_wins(tmp_path: Path) -> None:
