@@ -11,19 +11,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from service.arguments import Parser
 from service.embedded import Embedded
 from service.errors import BadConfiguration
 from service.pipeline import add_commands
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
-GOOD, WRONG, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
+GOOD, WRONG, CANNOT_RUN, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, as `head` does; a shell gives tools this status
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except BadConfiguration as error:
         print(f"registry-gateway: {error.detail}", file=sys.stderr)
         return WRONG if options.run is _check else CANNOT_RUN
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="registry-gateway", description="Governance in front of model registries.")
+    parser = Parser(prog="registry-gateway", description="Governance in front of model registries.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the gateway; without a configuration, the embedded default")

@@ -147,10 +147,14 @@ def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     """
     if file is not None:
         try:
-            return file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"--token-file {file}: {error}"
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:  # the name is not repeated: it may be a key
+            message = f"--token-file: {getattr(error, 'strerror', 'not UTF-8')}; name a file that holds the key"
             raise BadConfiguration(message) from None
+        if not token:
+            message = f"--token-file {file}: the file is empty; write the key into it"
+            raise BadConfiguration(message)
+        return token
     if not environ.get(TOKEN):
         message = f"set ${TOKEN}, or name a file with --token-file"
         raise BadConfiguration(message)
