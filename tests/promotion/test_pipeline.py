@@ -315,6 +315,32 @@ def scripts(name):
     return [line for job in document.values() for line in job["script"]]
 
 
+async def shell(script, directory, environ):
+    """Run *script* as a runner does; give its exit status and what it wrote."""
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-e", "-c", script, cwd=directory, env=environ, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+@pytest.mark.parametrize("name", ["github-actions.md", "gitlab.md"])
+async def test_a_job_that_is_run_again_is_judged_again(running, tmp_path, name):
+    promotes = [script for script in scripts(name) if "promote-" in script]
+    async with running() as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        environ = {
+            **os.environ, "GATEWAY": url, "TOKEN": TOKENS["service:ci"], "MODEL": "iris", "VERSION": version,
+            "CI_PIPELINE_ID": "42", "GITHUB_RUN_ID": "42",
+        }  # fmt: skip
+        first = {**environ, "GITHUB_RUN_ATTEMPT": "1", "CI_JOB_ID": "7"}
+        assert (await shell(promotes[0], tmp_path, first))[0] == 22  # curl's status of a 409
+        await satisfy(client, version)
+        assert (await shell(promotes[0], tmp_path, {**environ, "GITHUB_RUN_ATTEMPT": "2", "CI_JOB_ID": "8"}))[0] == 0
+        assert (len(promotes), alias_of(it)) == (1, version)
+
+
 @pytest.mark.parametrize("name", ["github-actions.md", "gitlab.md"])
 async def test_the_recipes_run(running, tmp_path, name):
     async with running() as it, served(it.application.asgi) as url:
@@ -327,17 +353,13 @@ async def test_the_recipes_run(running, tmp_path, name):
         await satisfy(client, version)
         environ = {
             **os.environ, "GATEWAY": url, "TOKEN": TOKENS["service:ci"], "MODEL": "iris", "VERSION": version,
-            "GITHUB_RUN_ID": "42", "CI_PIPELINE_ID": "42", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+            "ROLLBACK_TOKEN": TOKENS["user:lead"], "CI_PIPELINE_ID": "42",
+            "GITHUB_RUN_ID": "42", "GITHUB_RUN_ATTEMPT": "1", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
         }  # fmt: skip
         lives = []
-        for script in scripts(name):
-            if "rollbacks" in script:
-                environ["TOKEN"] = TOKENS["user:lead"]
-            process = await asyncio.create_subprocess_exec(
-                "bash", "-e", "-c", script, cwd=tmp_path, env=environ, stdout=asyncio.subprocess.PIPE
-            )
-            out, _ = await process.communicate()
-            assert process.returncode == 0, out.decode()
+        for job, script in enumerate(scripts(name)):
+            status, out = await shell(script, tmp_path, {**environ, "CI_JOB_ID": str(job)})
+            assert status == 0, out
             lives.append(alias_of(it))
         assert version in lives
         assert ET.parse(tmp_path / "verdict.xml").getroot().tag == "testsuites"
