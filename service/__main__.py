@@ -212,12 +212,33 @@ def _validate(configuration: Configuration) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    problems = problems_of(_load(options))
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if not problems:
-        _say("configuration, policy, environments and keys are good")
-    return WRONG if problems else GOOD
+    file = options.config or os.environ.get(CONFIG)
+    if file and not Path(file).is_file():
+        print(f"registry-gateway: {file}: there is no such file; --config names another", file=sys.stderr)
+        return CANNOT_RUN
+    configuration = _load(options)
+    problems = problems_of(configuration)
+    for line in problems or [f"{doubt} (a warning)" for doubt in doubts_of(configuration)]:
+        print(line, file=sys.stderr)
+    if problems:
+        return WRONG
+    if configuration.settings.environments is None:
+        _say("no environments are configured: nothing is gated; `environments` in the configuration names their file")
+    _say("configuration, policy, environments and keys are good")
+    return GOOD
+
+
+def doubts_of(configuration: Configuration) -> list[str]:
+    """List what is allowed in good files, and is probably not what was meant, each with file and line."""
+    from service.app import environments_of
+    from service.authorization import Snapshot
+    from service.backends.mlflow import MlflowBackend
+
+    settings = configuration.settings
+    rows = configuration.path(settings.access.rows)
+    snapshot = Snapshot(configuration.path(settings.access.model), rows, settings.registries)
+    environments = environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities))
+    return snapshot.doubts(rows, tuple(item.name for item in environments))
 
 
 def problems_of(configuration: Configuration) -> list[str]:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
@@ -22,6 +22,7 @@ from casbin.util import SimpleEval
 from service.errors import BadConfiguration
 from service.files import read_text
 from service.model import ACTIONS, Decision, Principal, Scope
+from service.resources import all_shapes, asked_on, possible, shapes_of
 
 MAX_ROWS = 100_000
 MAX_ROLE_DEPTH = 9  # Casbin's role manager follows ten links; the first is the principal's own group
@@ -89,6 +90,7 @@ class Snapshot:
         self._effector, self._matcher = _compile(model, model_text)
         parsed, links = _parse(rows, rows_text, frozenset(registries))
         self.rows = tuple(parsed)
+        self._links = tuple(links)
         self._roles = _closure(links, rows)
         self._index: dict[tuple[str, str, str, str], list[Row]] = {}
         self._allowing: dict[str, list[Row]] = {}
@@ -146,6 +148,27 @@ class Snapshot:
                     names.add(unquote(rest[0]))
         return Scope(frozenset(names), frozenset(prefixes))
 
+    def doubts(self, path: Path, environments: Collection[str]) -> list[str]:
+        """List what may be meant and probably is not, each with its line: rows of *path* that change no answer."""
+        given = {role for _, role, _ in self._links}
+        used = {row.subject for row in self.rows} | {member for member, _, _ in self._links}
+        said: dict[int, str] = {}
+        for row in self.rows:
+            line = int(row.where.rpartition(":")[2])
+            if row.subject.startswith("role:") and row.subject not in given:
+                said[line] = f"nobody is in {row.subject}: no g row gives it, so this row changes no answer"
+            elif not asked_on(row.resource, row.action):
+                asked = ", ".join(shapes_of(row.action))
+                said[line] = f"{row.action} is never asked on {row.resource}, but on {asked}: the row changes no answer"
+            elif environments and (name := _environment_of(row.resource)) and name not in environments:
+                said[line] = f"no environment is named {name!r}; there are: {', '.join(environments)}"
+        for member, role, line in self._links:
+            if role not in used:
+                said[line] = f"no row gives {role} anything"
+            elif member in self._roles.get(role, (role,)):
+                said[line] = f"a circle: {member} is in {role}, which is in {member}; they count as one role"
+        return [f"{path}:{line}: {said[line]}" for line in sorted(said)]
+
     def roles_of(self, principal: Principal) -> frozenset[str]:
         """Return the principal, its groups, and every role that any of them has."""
         roles: set[str] = set()
@@ -167,6 +190,13 @@ class Snapshot:
                 {**names, "p_sub": row.subject, "p_reg": row.registry, "p_obj": row.resource, "p_act": row.action}
             )
         )
+
+
+def _environment_of(resource: str) -> str | None:
+    """Return the environment that *resource* names, if it names one exactly."""
+    parts = resource.split("/")
+    exact = parts[0] == "models" and parts[2:3] == ["environments"] and len(parts) > 3 and not parts[3].endswith("*")
+    return unquote(parts[3]) if exact else None
 
 
 def _decoded(prefix: str) -> str:
@@ -256,8 +286,13 @@ def _problem(cells: list[str], registries: frozenset[str]) -> str | None:
     if registry != "*" and registry not in registries:
         return f"the registry {registry!r} is not configured"
     if action not in ACTIONS and action != "*" and not (action.endswith(":*") and action[:-2] in _OBJECTS):
-        return f"unknown action {action!r}"
+        return f"unknown action {action!r}; docs/policies.md lists them{_near(action)}"
     return _resource_problem(resource)
+
+
+def _near(action: str) -> str:
+    similar = sorted(known for known in ACTIONS if known.partition(":")[0] == action.partition(":")[0])
+    return f"; of this object: {', '.join(similar)}" if similar else f"; objects: {', '.join(sorted(_OBJECTS))}"
 
 
 def _resource_problem(resource: str) -> str | None:
@@ -269,6 +304,8 @@ def _resource_problem(resource: str) -> str | None:
             if "*" in part[:-1]:
                 return f"the resource {resource!r} has a * that is not at the end of its segment"
             return f"the resource {resource!r} has an empty segment or a character to be percent-encoded"
+    if not possible(resource):
+        return f"no resource is like {resource!r}; there are: {', '.join(all_shapes())}"
     return None
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from service.promotion import functions
 from service.promotion.needs import needs_of
+from service.promotion.slips import slip_of
 from service.promotion.syntax import (
     RANGE,
     STEP,
@@ -82,7 +83,18 @@ class Environment:
         for path in named(tree):
             self._check(path)
         self._check_use(tree, frozenset(), inside=False)
+        slip = slip_of(tree, self._problem_of)
+        if slip is not None:
+            raise ExpressionError(slip)
         return Expression(self, text, program, tree)
+
+    def _problem_of(self, constant: str) -> str:
+        """Evaluate an expression of constants alone; return what is wrong with it, or nothing."""
+        try:
+            value = self._env.compile(constant).eval(data={})
+        except (RuntimeError, ValueError, TypeError) as error:
+            return _first_line(error)
+        return _first_line(value.value()) if value.type() == cel.Type.ERROR else ""
 
     def activation(self, facts: Mapping[str, Any]) -> Any:
         """Give *facts* to the runtime, once for all expressions that are evaluated over them."""

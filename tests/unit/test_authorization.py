@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from service.authorization import MAX_ROLE_DEPTH, Authorizer, Snapshot, action_match, resource_match
 from service.errors import BadConfiguration
-from service.model import Principal, resource
+from service.model import ACTIONS, Principal, resource
+from service.resources import all_shapes, shapes_of
 
 MODEL = Path(__file__).parent.parent.parent / "policies" / "model.conf"
 ALLOW = "p, user:ann, main, models/*, model:read, allow\n"
@@ -124,13 +126,23 @@ def test_an_action_is_exact_or_of_an_object_or_any(asked: str, pattern: str, cov
         ("p, user:a, main, models/*, model:read, ", "effect ''"),
         ("p, user:a, third, models/*, model:read, allow", "registry 'third' is not configured"),
         ("p, user:a, ma*, models/*, model:read, allow", r"registry 'ma\*' is not configured"),
-        ("p, user:a, main, models/*, model:reads, allow", "unknown action 'model:reads'"),
+        (
+            "p, user:a, main, models/*, model:reads, allow",
+            "unknown action 'model:reads'; .*model:create, .*model:read,",
+        ),
         ("p, user:a, main, models/*, models:*, allow", r"unknown action 'models:\*'"),
         ("p, user:a, main, models/*, model:r*, allow", r"unknown action 'model:r\*'"),
         ("p, user:a, main, model/*, model:read, allow", "does not begin with"),
         ("p, user:a, main, mod*, model:read, allow", "does not begin with"),
         ("p, user:a, main, models/a*b, model:read, allow", r"a \* that is not at the end"),
         ("p, user:a, main, models/**, model:read, allow", r"a \* that is not at the end"),
+        (
+            "p, user:a, main, models/fraud/enviroments/production, *, deny",
+            "no resource is like .* there are: .*environments",
+        ),
+        ("p, user:a, main, models/fraud/stages/production, *, deny", "no resource is like"),
+        ("p, user:a, main, models, model:read, allow", "no resource is like"),
+        ("p, user:a, main, experiments/a/runs/*, run:read, allow", "no resource is like"),
         ("p, user:a, main, models//x, model:read, allow", "empty segment"),
         ("p, user:a, main, models/, model:read, allow", "empty segment"),
         ("p, user:a, main, models/a%2fb, model:read, allow", "percent-encoded"),
@@ -333,3 +345,35 @@ def test_decides_as_the_stock_enforcer_does(
             deciding = rows[int(decision.row.rpartition(":")[2]) - 1]
             assert deciding[5] == ("allow" if decision.allowed else "deny")
             assert resource_match(asked, deciding[3])
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("p, role:scientits, *, models/*, model:read, allow", "nobody is in role:scientits"),
+        ("g, user:ann, role:idle", "no row gives role:idle anything"),
+        ("p, user:a, *, models/fraud, environment:promote, allow", "asked on .* but on models/{model}/environments/"),
+        ("p, user:a, *, models/fraud/environments/prodution, environment:promote, deny", "there are: staging, prod"),
+    ],
+)
+def test_what_changes_no_answer_is_doubted_with_its_line(load: Load, tmp_path: Path, row: str, says: str) -> None:
+    doubts = load(ALLOW + row + "\n").doubts(tmp_path / "policy.csv", ("staging", "production"))
+    assert len(doubts) == 1
+    assert re.search(rf"policy\.csv:2: .*{says}", doubts[0])
+
+
+def test_a_circle_of_roles_is_doubted_and_the_shipped_rows_are_not(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "policy.csv"
+    circle = load("p, role:a, main, models/*, model:read, allow\ng, role:a, role:b\ng, role:b, role:a\n")
+    assert [line.partition("csv:")[2][:12] for line in circle.doubts(path, ())] == ["2: a circle:", "3: a circle:"]
+    shipped = load((MODEL.parent / "policy.csv").read_text())
+    assert shipped.doubts(path, ("staging", "production")) == []
+
+
+def test_each_action_has_a_resource_in_the_guide() -> None:
+    guide = (MODEL.parent.parent / "docs/policies.md").read_text()
+    for action in sorted(ACTIONS):
+        assert shapes_of(action), action
+    for shape in all_shapes():
+        written = re.sub(r"{(model|experiment)}", "{name}", shape)
+        assert f"`{written}`" in guide or shape in ("access", "grants"), shape

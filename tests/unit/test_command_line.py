@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_configuration
 
 KEY = "rgw_do-not-show-this"
 TARGET = ("verdict", "iris", "1", "production")
@@ -67,3 +67,25 @@ def test_who_stops_reading_is_left_quietly(arguments: tuple[str, ...]) -> None:
     )
     os.close(write)
     assert (done.stderr, done.returncode) == (b"", 141)
+
+
+def test_check_cannot_run_without_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "there is no such file; --config names another" in capsys.readouterr().err
+
+
+def test_check_says_what_is_doubtful_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGISTRY_GATEWAY_CONFIG", "")
+    rows = tmp_path / "policy.csv"
+    rows.write_text("p, role:scientits, *, models/*, model:read, allow\n")
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    path = write_configuration(tmp_path, access=access, environments=None)
+    assert main(["check", "--config", str(path)]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{rows}:1: nobody is in role:scientits")
+    assert "no environments are configured" in said.out
+    rows.write_text("p, user:a, *, models/x/enviroments/y, model:read, allow\n")
+    assert main(["check", "--config", str(path)]) == 1
+    assert f"{rows}:1: no resource is like 'models/x/enviroments/y'" in capsys.readouterr().err

@@ -30,7 +30,16 @@ def test_functions(rule: str, value: bool) -> None:
     assert LANGUAGE.compile(rule).evaluate(FACTS).value is value
 
 
-@pytest.mark.parametrize("text", ["'one'", "''", "'1.2.3.4'", "'01.2.3'", "candidate.tags.lib + '/'", f"'{'1' * 300}'"])
+NO_VERSIONS = ["'one'", "''", "'1.2.3.4'", "'01.2.3'", f"'{'1' * 300}'"]
+
+
+@pytest.mark.parametrize("text", NO_VERSIONS)
+def test_a_constant_that_is_no_version_is_refused_at_load(text: str) -> None:
+    with pytest.raises(ExpressionError, match="can never be evaluated"):
+        LANGUAGE.compile(f"at_least({text}, '1.0.0')")
+
+
+@pytest.mark.parametrize("text", [*(f"{text} + ''" for text in NO_VERSIONS), "candidate.tags.lib + '/'"])
 def test_what_is_no_version_fails_the_rule_and_says_so(text: str) -> None:
     outcome = LANGUAGE.compile(f"at_least({text}, '1.0.0')").evaluate(FACTS)
     assert (outcome.value, outcome.missing) == (None, ())
