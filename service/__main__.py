@@ -53,9 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     policy = commands.add_parser("policy", help="try access policy and rules").add_subparsers(required=True)
-    test = policy.add_parser("test", help="run the tables in policies/tests")
+    test = policy.add_parser("test", help="run the tables of access and of rules in policies/tests")
     _with_config(test)
-    test.add_argument("directory", nargs="?", type=Path, help="where the *.yaml tables are (default: policies/tests)")
+    test.add_argument(
+        "directory", nargs="?", type=Path, help="where the *.yaml tables are (default: tests beside the rows)"
+    )
     test.set_defaults(run=_policy_test)
     explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
     _with_config(explain)
@@ -267,29 +269,34 @@ def problems_of(configuration: Configuration) -> list[str]:
 
 
 def _policy_test(options: argparse.Namespace) -> int:
-    from service.policy_tests import run_tables
+    from service.policy_tests import run_tables, tables_in
     from service.rule_tests import run_rule_tables
 
     configuration = load(options.config)
     directory = options.directory or configuration.path(configuration.settings.access.rows).parent / "tests"
-    status = run_tables(configuration, directory, _say)
-    passed, failed = run_rule_tables(configuration, directory / "environments", _say)
-    if passed or failed:
-        _say(f"environments: {passed} passed, {failed} failed")
-    return WRONG if failed else status
+    access, rules = tables_in(directory)
+    failures = 0
+    for what, tables, run in (("access", access, run_tables), ("environments", rules, run_rule_tables)):
+        if tables:
+            passed, failed = run(configuration, tables, _say)
+            _say(f"{what}: {passed} passed, {failed} failed")
+            failures += failed
+    return WRONG if failures else GOOD
 
 
 def _policy_explain(options: argparse.Namespace) -> int:
-    from service.authorization import Snapshot
+    from service.authorization import Snapshot, question_problem
     from service.model import Principal
 
     configuration = load(options.config)
-    access = configuration.settings.access
-    snapshot = Snapshot(
-        configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
-    )
+    access, registries = configuration.settings.access, configuration.settings.registries
+    asked = (options.registry, options.resource, options.action)
+    problem = question_problem((options.subject, *options.group), *asked, registries)
+    if problem:
+        raise BadConfiguration(problem)
+    snapshot = Snapshot(configuration.path(access.model), configuration.path(access.rows), registries)
     principal = Principal(options.subject, frozenset(options.group))
-    decision = snapshot.decide_whole(principal, options.registry, options.resource, options.action)
+    decision = snapshot.decide_whole(principal, *asked)
     _say(f"{'allowed' if decision.allowed else 'denied'} by {decision.row or 'no row'}")
     _say(f"roles: {', '.join(sorted(snapshot.roles_of(principal)))}")
     return GOOD if decision.allowed else WRONG

@@ -268,6 +268,25 @@ def _parse(path: Path, text: str, registries: frozenset[str]) -> tuple[list[Row]
     return rows, links
 
 
+def question_problem(
+    subjects: Iterable[str], registry: str, resource: str, action: str, registries: Iterable[str]
+) -> str:
+    """Say why nobody can ever ask this, with what is known instead; nothing for a question that can be asked."""
+    for subject in subjects:
+        if not _SUBJECT.fullmatch(subject):
+            return f"the subject {subject!r} does not begin with user:, service:, group: or role:"
+    if registry not in registries:
+        return f"no registry is named {registry!r}; there are: {', '.join(registries)}"
+    if action not in ACTIONS:
+        return f"unknown action {action!r}{_near(action)}"
+    if "*" in resource:
+        return f"the resource {resource!r} is a pattern; name one resource"
+    problem = _resource_problem(resource)
+    if problem is None and not asked_on(resource, action):
+        return f"{action} is never asked on {resource!r}, but on: {', '.join(shapes_of(action))}"
+    return problem or ""
+
+
 def _problem(cells: list[str], registries: frozenset[str]) -> str | None:
     if cells[0] not in ("p", "g"):
         return f"unknown row type {cells[0]!r}; there are p and g"
@@ -286,13 +305,13 @@ def _problem(cells: list[str], registries: frozenset[str]) -> str | None:
     if registry != "*" and registry not in registries:
         return f"the registry {registry!r} is not configured"
     if action not in ACTIONS and action != "*" and not (action.endswith(":*") and action[:-2] in _OBJECTS):
-        return f"unknown action {action!r}; docs/policies.md lists them{_near(action)}"
+        return f"unknown action {action!r}{_near(action)}"
     return _resource_problem(resource)
 
 
 def _near(action: str) -> str:
     similar = sorted(known for known in ACTIONS if known.partition(":")[0] == action.partition(":")[0])
-    return f"; of this object: {', '.join(similar)}" if similar else f"; objects: {', '.join(sorted(_OBJECTS))}"
+    return f"; there are: {', '.join(similar or sorted(ACTIONS))}"
 
 
 def _resource_problem(resource: str) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,16 +26,32 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     registry: str = "main"
 
 
-def run_tables(configuration: Configuration, directory: Path, say: Callable[[str], None]) -> int:
-    """Run every ``*.yaml`` in *directory*; print failures and a count; return the exit status (0 or 1).
+def tables_in(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Find the ``*.yaml`` tables in *directory*: those of access, and those of rules, also in ``environments/``.
 
     Raises:
-        BadConfiguration: no tables, or a table that cannot be read.
+        BadConfiguration: there are none, or one cannot be read.
     """
-    files = sorted(directory.glob("*.yaml"))
-    if not files:
-        message = f"{directory}: there are no *.yaml tables here"
+    beside = sorted(directory.glob("*.yaml"))
+    rules = [path for path in beside if _is_of_rules(YamlFile(path).data)]
+    access = [path for path in beside if path not in rules]
+    rules += sorted((directory / "environments").glob("*.yaml"))
+    if not access and not rules:
+        message = f"{directory}: there are no *.yaml tables here, nor in environments/ below; name where they are"
         raise BadConfiguration(message)
+    return access, rules
+
+
+def _is_of_rules(table: Any) -> bool:
+    return isinstance(table, list) and bool(table) and isinstance(table[0], dict) and "environment" in table[0]
+
+
+def run_tables(configuration: Configuration, files: Iterable[Path], say: Callable[[str], None]) -> tuple[int, int]:
+    """Run the tables *files*; say what differs; return how many cases passed and failed.
+
+    Raises:
+        BadConfiguration: a table that cannot be read, or that asks what nobody can ask.
+    """
     access = configuration.settings.access
     snapshot = Snapshot(
         configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
@@ -54,5 +70,4 @@ def run_tables(configuration: Configuration, directory: Path, say: Callable[[str
                 f"{path}:{file.line(index)}: {case.principal} {case.action} {case.resource}: "
                 f"expected {case.expect}, decided by {decision.row or 'no row'}"
             )
-    say(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return passed, failed

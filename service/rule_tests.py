@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from service.errors import BadConfiguration
 from service.files import YamlFile
 from service.model import Finding
 from service.promotion.environments import load_environments
@@ -36,24 +37,28 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     now: Annotated[datetime, msgspec.Meta(tz=True)] = _NOW
 
 
-def run_rule_tables(configuration: Configuration, directory: Path, say: Callable[[str], None]) -> tuple[int, int]:
-    """Run every ``*.yaml`` in *directory*; say what differs; return how many cases passed and failed.
+def run_rule_tables(configuration: Configuration, files: Iterable[Path], say: Callable[[str], None]) -> tuple[int, int]:
+    """Run the tables *files*; say what differs; return how many cases passed and failed.
 
     Raises:
         BadConfiguration: a table that cannot be read, or names an environment, rule or fact that does not exist.
     """
     settings = configuration.settings
     if settings.environments is None:
-        return 0, 0
+        message = (
+            "there are tables of rules, and no `environments` are configured; --config names a configuration with them"
+        )
+        raise BadConfiguration(message)
     path = configuration.path(settings.environments)
     environments = {item.name: item for item in load_environments(path, dict.fromkeys(settings.registries, _ALL))}
     passed = failed = 0
-    for table in sorted(directory.glob("*.yaml")):
+    for table in files:
         file = YamlFile(table)
         for index, case in enumerate(file.convert(tuple[Case, ...])):
             environment = environments.get(case.environment)
             if environment is None:
-                raise file.error(f"no environment is named {case.environment!r}", index, "environment")
+                problem = f"no environment is named {case.environment!r}; there are: {', '.join(environments)}"
+                raise file.error(problem, index, "environment")
             _check_facts(case, file, index)
             problems = list(_differences(environment.of_model(case.model), case, file, index))
             for problem in problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
@@ -12,6 +13,8 @@ from litestar.params import FromPath, JSONBody, PathParameter, QueryParameter
 from service.api import schemas as s
 from service.api import shapes, verdicts
 from service.api.shapes import When
+from service.audit import EVENT_ACTIONS, OUTCOMES, PHASES
+from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.governance import Governance
 from service.model import Caller
@@ -220,6 +223,9 @@ async def list_events(
     limit: Limit = 100,
 ) -> s.EventsBody:
     """List audit events, oldest first."""
+    _check_known("phase", phase, PHASES)
+    _check_known("outcome", outcome, OUTCOMES)
+    _check_known("action", action, EVENT_ACTIONS)
     given: dict[str, Any] = {
         "model": model,
         "actor": actor,
@@ -235,6 +241,13 @@ async def list_events(
     more = len(rows) > limit
     rows = rows[:limit]
     return s.EventsBody([event for _, event in rows], str(rows[-1][0]) if more else None)
+
+
+def _check_known(field: str, value: str | None, known: Iterable[str]) -> None:
+    """Refuse a filter that nothing can ever pass: an empty page would read as "it did not happen"."""
+    if value is not None and value not in known:
+        message = f"{field}={value[:100]} is unknown; {field} is one of: {', '.join(sorted(known))}."
+        raise InvalidRequest(message)
 
 
 @get("/v1/reports/would-refuse", operation_id="reportWouldRefuse", opt={"action": "audit:read"}, tags=["audit"])

@@ -89,3 +89,53 @@ def test_check_says_what_is_doubtful_and_what_is_missing(
     rows.write_text("p, user:a, *, models/x/enviroments/y, model:read, allow\n")
     assert main(["check", "--config", str(path)]) == 1
     assert f"{rows}:1: no resource is like 'models/x/enviroments/y'" in capsys.readouterr().err
+
+
+RULES = (ROOT / "policies/tests/environments/demo.yaml").read_text()
+ACCESS = '- {principal: "user:x", action: model:read, resource: models/a, expect: deny}\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "says"),
+    [
+        ({"environments/a.yaml": RULES}, 0, "environments: 4 passed, 0 failed\n"),
+        ({"a.yaml": RULES}, 0, "environments: 4 passed, 0 failed\n"),
+        ({"a.yaml": ACCESS}, 0, "access: 1 passed, 0 failed\n"),
+        ({"a.yaml": ACCESS, "b.yaml": RULES}, 0, "access: 1 passed, 0 failed\nenvironments: 4 passed, 0 failed\n"),
+        ({"a.yaml": ACCESS.replace("deny", "allow"), "b.yaml": RULES}, 1, "access: 0 passed, 1 failed"),
+        ({"a.yml": ACCESS}, 2, "no *.yaml tables here, nor in environments/ below"),
+    ],
+)
+def test_tables_of_access_and_of_rules_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], status: int, says: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "tables" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tables" / name).write_text(text)
+    config = str(write_configuration(tmp_path))
+    assert main(["policy", "test", "--config", config, str(tmp_path / "tables")]) == status
+    assert says in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("user:ann", "main", "models/iris", "model:reed"), "unknown action 'model:reed'; there are: model:create,"),
+        (("user:ann", "main", "models/iris", "reed"), "there are: access:assume,"),
+        (("user:ann", "prod", "models/iris", "model:read"), "no registry is named 'prod'; there are: main"),
+        (("ann", "main", "models/iris", "model:read"), "'ann' does not begin with user:, service:"),
+        (("user:ann", "main", "models/iris", "model:read", "--group", "ci"), "'ci' does not begin with"),
+        (("user:ann", "main", "models/iris/enviroments/x", "environment:promote"), "there are: models/{model}"),
+        (("user:ann", "main", "model/iris", "model:read"), "does not begin with *, access"),
+        (("user:ann", "main", "models/*", "model:read"), "name one resource"),
+        (
+            ("user:ann", "main", "models/iris", "environment:promote"),
+            "but on: models/{model}/environments/{environment}",
+        ),
+    ],
+)
+def test_what_nobody_can_ask_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], says: str
+) -> None:
+    assert main(["policy", "explain", "--config", str(write_configuration(tmp_path)), *asked]) == 2
+    assert says in capsys.readouterr().err

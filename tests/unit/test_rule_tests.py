@@ -20,7 +20,7 @@ def run(tmp_path):
         said = []
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables/a.yaml").write_text(text)
-        return run_rule_tables(configuration, tmp_path / "tables", said.append), said
+        return run_rule_tables(configuration, [tmp_path / "tables/a.yaml"], said.append), said
 
     return run
 
