@@ -34,6 +34,7 @@ from service.api.forwarded import Proxies
 from service.api.front import Front
 from service.api.health import PUBLIC, Health, Metrics
 from service.api.problems import render_error
+from service.api.wrong import allowed_methods, sentence_of
 from service.asgi import ASGI, client_address
 from service.audit import Journal, Sink, Trail
 from service.authentication import ApiKeys
@@ -75,6 +76,9 @@ _MIN_SECRET_BYTES = 32
 _OWN = ("/v1/", "/access/")
 _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
+_NO_QUERY = frozenset(
+    {"request", "caller", "gateway", "governance", "health", "metrics", "data", "if_match", "if_none_match"}
+)
 _log = structlog.get_logger()
 
 
@@ -346,7 +350,8 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
     known = request.route_handler.parsed_fn_signature.parameters
     unknown = sorted(set(request.query_params) - set(known))
     if unknown:
-        message = f"The query field {unknown[0]!r} is unknown here."
+        fields = ", ".join(sorted(set(known) - _NO_QUERY - set(request.path_params))) or "none"
+        message = f"The query field {unknown[0]!r} is unknown here; there are: {fields}."
         raise e.InvalidRequest(message)
 
 
@@ -380,13 +385,12 @@ def _answer_error(_: Request[Any, Any, Any], error: e.GatewayError) -> Response[
 def _answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Give Litestar's own refusals the shape of ours."""
     if isinstance(error, ValidationException) or error.status_code == 400:
-        extra = error.extra if isinstance(error.extra, list) else []
-        parts = [f"{item.get('key', 'body')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)]
-        ours: e.GatewayError = e.InvalidRequest("; ".join(parts) or error.detail)
+        ours: e.GatewayError = e.InvalidRequest(sentence_of(request, error))
     elif error.status_code == 404:
         ours = e.UnknownRoute("There is no such route; /openapi.json lists them.")
     elif error.status_code == 405:
-        ours = e.MethodNotAllowed("The path is served with other methods only.")
+        allowed = allowed_methods(request)
+        ours = e.MethodNotAllowed(f"The path takes {', '.join(allowed)}, not {request.method}.", allowed)
     else:
         _log.error("unexpected", status=error.status_code, detail=error.detail)
         ours = e.GatewayError("Something failed inside the gateway; its log says what.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from service.model import Verdict
 
@@ -55,6 +55,11 @@ class MethodNotAllowed(GatewayError):
     """The path exists, but not with this method. Nothing was forwarded."""
 
     code, title = "method-not-allowed", "Method not allowed"
+
+    def __init__(self, detail: str, allowed: Iterable[str] = ()) -> None:
+        """Say what happened; *allowed* are the methods that the path takes (RFC 9110, section 15.5.6)."""
+        super().__init__(detail)
+        self.allowed = tuple(sorted(allowed))
 
 
 class InvalidRequest(GatewayError):

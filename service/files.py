@@ -14,6 +14,7 @@ T = TypeVar("T")
 MAX_BYTES = 16 << 20
 
 
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 MAX_DEPTH = 32
 _MAX_NODES = 200_000
 
@@ -77,6 +78,8 @@ class YamlFile:
             return document
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, seen) for item in node.value]
+        if node.tag in _NUMBERS and ":" in str(node.value):  # 10:30 is a time to everybody but YAML 1.1
+            return str(node.value)
         loader = yaml.CSafeLoader("")
         try:
             return loader.construct_object(node)
@@ -130,11 +133,12 @@ def convert(data: Any, kind: type[T], file: YamlFile) -> T:
         while _ANY in keys:
             keys = _named(data, kind, keys)
         if "unknown field `" in problem:
+            known = ", ".join(name for name, _ in fields_at(kind, keys))
             keys = (*keys, problem.split("`")[1])
-            problem = f"unknown key {'.'.join(str(key) for key in keys)!r}"
+            problem = f"unknown key {'.'.join(str(key) for key in keys)!r}; there are: {known}"
         elif keys:
             if problem.startswith("Invalid enum value"):
-                problem += f"; it is one of: {', '.join(_choices(kind, keys))}"
+                problem += f"; it is one of: {', '.join(choices_at(kind, keys))}"
             problem = f"{'.'.join(str(key) for key in keys)}: {problem}"
         raise file.error(problem, *keys) from None
 
@@ -159,9 +163,21 @@ def _named(data: Any, kind: Any, keys: tuple[str | int, ...]) -> tuple[str | int
     return (*keys[:at], *keys[at + 1 :])
 
 
-def _choices(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
+def choices_at(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
     """List what msgspec would have taken at *keys* of *kind*."""
-    kinds = [msgspec.inspect.type_info(kind)]
+    kinds = _kinds_at(kind, keys)
+    return [str(value) for item in kinds if isinstance(item, msgspec.inspect.LiteralType) for value in item.values]
+
+
+def fields_at(kind: Any, keys: tuple[str | int, ...]) -> list[tuple[str, bool]]:
+    """List the fields of the mapping at *keys* of *kind*, each with whether it is required."""
+    kinds = _kinds_at(kind, keys)
+    structs = [item for item in kinds if isinstance(item, msgspec.inspect.StructType)]
+    return [(field.encode_name, field.required) for item in structs for field in item.fields]
+
+
+def _kinds_at(kind: Any, keys: tuple[str | int, ...]) -> list[Any]:
+    kinds: list[Any] = [msgspec.inspect.type_info(kind)]
     for key in (*keys, None):
         kinds = [outer.type if isinstance(outer, msgspec.inspect.Metadata) else outer for outer in kinds]
         kinds = [inner for outer in kinds for inner in (outer.types if hasattr(outer, "types") else [outer])]
@@ -176,7 +192,7 @@ def _choices(kind: Any, keys: tuple[str | int, ...]) -> list[str]:
             elif isinstance(outer, msgspec.inspect.CollectionType | msgspec.inspect.VarTupleType):
                 found.append(outer.item_type)
         kinds = found
-    return [str(value) for item in kinds if isinstance(item, msgspec.inspect.LiteralType) for value in item.values]
+    return kinds
 
 
 def _keys(where: str) -> tuple[str | int, ...]:

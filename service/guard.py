@@ -65,7 +65,8 @@ class Guard:
         if isinstance(change, Promotion | Retirement):
             found = self.environments.get(registry, change.model, change.environment)
             if found is None:
-                message = f"The model has no environment {change.environment!r}."
+                known = ", ".join(item.name for item in self.environments.of(registry, change.model)) or "none"
+                message = f"The model has no environment {change.environment!r}; it has: {known}."
                 raise NotFound(message)
             return found
         if isinstance(change, AliasSet):

@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
     promote = _command(commands, "promote", "promote a version", _promote)
     _with_target(promote)
     promote.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait for approvals and windows")
-    promote.add_argument("--if-match", metavar="ETAG", help="only if this is what is live")
+    promote.add_argument("--if-match", type=_etag, metavar="ETAG", help="only if this is what is live")
     promote.add_argument("--emergency", action="store_true", help="pass waivable rules; needs --reason and --ticket")
     promote.add_argument("--ticket", default="", help="the incident an emergency belongs to")
     for command in (verdict, promote):
@@ -51,7 +51,9 @@ def add_commands(commands: Any) -> None:
     rollback.add_argument("environment")
     rollback.add_argument("--to", metavar="VERSION", help="this version (default: the last good one)")
     for command in (promote, rollback):
-        command.add_argument("--idempotency-key", help="repeat an earlier run safely (default: a new one)")
+        command.add_argument(
+            "--idempotency-key", type=_visible, metavar="KEY", help="repeat an earlier run safely (default: a new one)"
+        )
     approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
     _with_target(approve)
     approve.add_argument("--reject", action="store_true", help="reject it instead")
@@ -71,11 +73,25 @@ def _command(
     parser.add_argument("--token-file", type=Path, help=f"a file with the key (default: ${TOKEN})")
     parser.add_argument("--ca-file", type=Path, help="trust this CA for https")
     parser.add_argument("--registry", default="main", help="the registry (default: main)")
-    parser.add_argument("--reason", default="", help="kept in the record")
+    needed = name in ("rollback", "adopt")
+    parser.add_argument("--reason", default="", required=needed, metavar="TEXT", help="kept in the record")
     parser.add_argument("--format", choices=tuple(_ACCEPT), default="text", help="of the answer (default: text)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answer there")
     parser.set_defaults(run=lambda options: _run(options, run))
     return parser
+
+
+def _visible(key: str) -> str:
+    """Take an Idempotency-Key that a header can carry."""
+    if not re.fullmatch(r"[!-~]{1,255}", key):
+        message = "1 to 255 visible ASCII characters, without spaces"
+        raise argparse.ArgumentTypeError(message)
+    return key
+
+
+def _etag(text: str) -> str:
+    """Give an ETag its quotes, which shells take off."""
+    return text if text == "*" or text.endswith('"') else f'"{text}"'
 
 
 def _with_target(parser: argparse.ArgumentParser) -> None:
@@ -196,9 +212,7 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
 
 
 def _adopt(options: argparse.Namespace, client: Client) -> int:
-    body: dict[str, Any] = {"models": options.models, "reason": options.reason or "listed", "dry_run": not options.yes}
-    if options.yes:
-        body["reason"] = options.reason
+    body: dict[str, Any] = {"models": options.models, "reason": options.reason, "dry_run": not options.yes}
     if options.environment:
         body["environment"] = options.environment
     reply = client.post(f"/v1/registries/{options.registry}/adoptions", body)

@@ -38,6 +38,12 @@ class Standing(Enum):
     """Not live or approved yet: a write has to wait."""
 
 
+_ENDS = {
+    Standing.LIVE: "another version is live there or it is taken down",
+    Standing.APPROVED: "the approval expires or is revoked",
+}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seal:
     """A version that must stay what it is, and what stands behind it."""
@@ -61,7 +67,8 @@ class Seal:
         if self.standing is Standing.JUDGED:
             message = f"{what} {version}; nothing was forwarded. Try again."
             raise Busy(message)
-        message = f"{what} {version}, and is sealed."
+        end = _ENDS[self.standing]
+        message = f"{what} {version}, and is sealed until {end}. Log to a new run and register a new version."
         raise Conflict(message)
 
 

@@ -53,6 +53,7 @@ class EnvironmentController(Controller):
                 raise InvalidRequest(message)
             found = await governance.live.at(caller, registry, model, environment, _moment(at))
             return Response(shapes.live(environment, found), headers=_tagged(found.etag))
+        if_none_match = _quoted(if_none_match, "If-None-Match")
         known = await governance.live.now(caller, registry, model, environment, if_none_match, wait)
         if known is None:
             return Response(None, status_code=304, headers=_tagged(if_none_match or ""))
@@ -91,7 +92,7 @@ class EnvironmentController(Controller):
             version=check_version(data.version),
             reason=emergency.reason if emergency else data.reason,
             dry_run=data.dry_run,
-            if_match=if_match,
+            if_match=_quoted(if_match, "If-Match"),
             purpose="emergency" if emergency else "promotion",
             ticket=emergency.ticket if emergency else "",
             record=_record(data.change),
@@ -118,7 +119,7 @@ class EnvironmentController(Controller):
             version=check_version(data.to) if data.to else "",
             reason=data.reason,
             dry_run=data.dry_run,
-            if_match=if_match,
+            if_match=_quoted(if_match, "If-Match"),
             purpose="rollback",
         )
         answer = await gateway.handle(_call(caller, registry, "rollback", change))
@@ -204,6 +205,14 @@ def _moment(at: datetime) -> float:
     moment = shapes.seconds(at)
     assert moment is not None  # it was given
     return moment
+
+
+def _quoted(etag: str | None, name: str) -> str | None:
+    """Refuse an ETag without its quotes, which are part of it (RFC 9110, section 8.8.3): it would match nothing."""
+    if etag is not None and etag != "*" and not ('"' in etag[:3] and etag.endswith('"') and len(etag) > 1):
+        message = f'{name} takes an ETag with its quotes, as the header ETag gave it: {name}: "…".'
+        raise InvalidRequest(message)
+    return etag
 
 
 def _tagged(etag: str) -> dict[str, str]:

@@ -141,8 +141,8 @@ class Front:
             message = "The query field _method is not obeyed; send the request with the method itself."
             raise InvalidRequest(message)
         if scope["method"] not in _METHODS:
-            message = f"The method {scope['method'][:20]!r} is not served."
-            raise MethodNotAllowed(message)
+            message = f"The method {scope['method'][:20]!r} is not served; these are: {', '.join(sorted(_METHODS))}."
+            raise MethodNotAllowed(message, _METHODS)
         if header(scope, "transfer-encoding") is not None and header(scope, "content-length") is not None:
             message = "Send Content-Length or Transfer-Encoding, not both."
             raise InvalidRequest(message)

@@ -67,7 +67,7 @@ class Idempotency:
             await app(scope, receive, send)
             return
         if not _KEY.fullmatch(sent):
-            message = "An Idempotency-Key has 1 to 255 visible ASCII characters."
+            message = "An Idempotency-Key has 1 to 255 visible ASCII characters, without spaces."
             raise InvalidRequest(message)
         body = await read_body(scope, receive, MAX_BODY_BYTES, _KINDS)
         principal = scope["state"]["principal"]

@@ -69,6 +69,8 @@ def render_error(error: e.GatewayError) -> tuple[int, dict[str, str], bytes]:
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
     if document["status"] == 503 or isinstance(error, e.OperationPending):
         headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, e.MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
     return document["status"], headers, json.dumps(document, default=str).encode()

@@ -94,6 +94,8 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
     if status in (429, 503) or isinstance(error, OperationPending):
         headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
     return status, headers, json.dumps({"error_code": code, "message": detail, **more}).encode()
@@ -147,7 +149,7 @@ class MlflowDialect:
             raise UnknownRoute(_unknown(method, raw_path))
         if method not in found:
             message = f"{raw_path[:200]} takes {', '.join(sorted(found))}, not {method}."
-            raise MethodNotAllowed(message)
+            raise MethodNotAllowed(message, found)
         target, parameters = found[method]
         if isinstance(target, str):
             raise RefusedRoute(target)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from service.errors import InvalidRequest
+from service.errors import BadConfiguration, InvalidRequest
 from service.files import YamlFile, read_text
 from service.promotion.approving import Quorum
 from service.promotion.expression import ExpressionError
@@ -67,7 +67,10 @@ class _Reader:
         if not _NAME.fullmatch(name):
             raise file.error(f"the environment name {name!r} is not of a-z 0-9 - _", *at)
         if raw.where.registry != "*" and raw.where.registry not in self._registries:
-            raise file.error(f"no registry is named {raw.where.registry!r}", *at, "where", "registry")
+            problem = (
+                f"no registry is named {raw.where.registry!r}; there are: {', '.join(self._registries)}, or * for all"
+            )
+            raise file.error(problem, *at, "where", "registry")
         self._check_pattern(raw.where.models, (*at, "where", "models"))
         rules = self._all_rules(raw, at)
         loaded = Environment(
@@ -179,13 +182,18 @@ class _Reader:
             raise self._file.error(str(error), *at) from None
 
     def _terms(self, raw: EvidenceShape, at: _At) -> EvidenceTerms:
-        keys = tuple(read_text(self._folder / name) for name in raw.keys)
-        for index, key in enumerate(keys):
-            try:
-                check_key(key)
-            except ValueError as error:
-                raise self._file.error(f"keys: {error}", *at, "keys", index) from None
+        keys = tuple(self._key(name, (*at, "keys", index)) for index, name in enumerate(raw.keys))
         return EvidenceTerms(self._seconds(raw.expire_after, (*at, "expire_after")), keys, raw.proof)
+
+    def _key(self, name: str, at: _At) -> str:
+        try:
+            key = read_text(self._folder / name)
+            check_key(key)
+        except BadConfiguration as error:
+            raise self._file.error(f"keys: {error.detail}; name a PEM file beside environments.yaml", *at) from None
+        except ValueError as error:
+            raise self._file.error(f"keys: {error}", *at) from None
+        return key
 
     def _times(self, raw: TimesShape, at: _At) -> AllowedTimes:
         try:
@@ -278,7 +286,8 @@ def _check_after(loaded: tuple[Environment, ...], file: YamlFile) -> None:
         seen, step = {name}, first
         while step is not None:
             if step not in after:
-                raise file.error(f"after: no environment is named {step!r}", "environments", name, "after")
+                problem = f"after: no environment is named {step!r}; there are: {', '.join(after)}"
+                raise file.error(problem, "environments", name, "after")
             if step in seen:
                 raise file.error(f"after: {name!r} comes after itself", "environments", name, "after")
             seen.add(step)

@@ -166,7 +166,7 @@ CASES = [
     ),
     Bad("artifact root", "DELETE", "/api/2.0/mlflow-artifacts/artifacts/", 400, "missing"),
     Bad("artifact upwards", "DELETE", "/api/2.0/mlflow-artifacts/artifacts/0/%2e%2e/x", 400, "encoded"),
-    Bad("v1 unknown field", "POST", PROMOTE, 400, "unknown field", body={"version": "1", "force": True}),
+    Bad("v1 unknown field", "POST", PROMOTE, 400, "field force is unknown", body={"version": "1", "force": True}),
     Bad("v1 duplicate keys", "POST", PROMOTE, 400, "twice", raw=b'{"version":"1","version":"2"}'),
     Bad("v1 number as version", "POST", PROMOTE, 400, "version", body={"version": 1}),
     Bad("v1 version 01", "POST", PROMOTE, 400, "version", body={"version": "01"}),
@@ -197,7 +197,7 @@ CASES = [
         body={"version": "1"},
     ),
     Bad("v1 unknown route", "POST", "/v1/nope", 404, "no such route", body={}),
-    Bad("v1 wrong method", "DELETE", "/v1/registries", 405, "other methods"),
+    Bad("v1 wrong method", "DELETE", "/v1/registries", 405, "takes GET, OPTIONS, not DELETE"),
     Bad("v1 too large", "POST", PROMOTE, 413, "limit", raw=BIG),
     Bad("v1 query", "POST", PROMOTE + "?version=1", 400, "query", body={"version": "1"}),
     Bad(

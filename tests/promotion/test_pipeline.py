@@ -95,9 +95,12 @@ async def test_verdicts_for_machines(running, tmp_path):
         (("verdict", "iris", "1", "production", "--url", "ftp://x"), {}, 2, "not an http or https URL"),
         (("verdict", "iris", "99", "production"), {}, 1, "99"),
         (("verdict", "iris", "1", "nowhere"), {}, 1, "nowhere"),
-        (("rollback", "iris", "production"), {}, 1, "reason"),
+        (("rollback", "iris", "production"), {}, 2, "usage: registry-gateway rollback"),
+        (("rollback", "iris", "production", "--reason", " "), {}, 1, "reason: it must say something"),
+        (("promote", "iris", "1", "production", "--idempotency-key", "a b"), {}, 2, "without spaces"),
+        (("promote", "iris", "1", "production", "--if-match", "abc"), {}, 1, "is not what If-Match names"),
         (("promote", "iris", "1"), {}, 2, "usage"),
-        (("adopt", "--yes"), {}, 1, "reason"),
+        (("adopt", "--yes"), {}, 2, "--reason"),
     ],
 )
 async def test_what_cannot_be_done_says_so(running, tmp_path, arguments, more, status, says):

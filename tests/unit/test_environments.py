@@ -338,7 +338,8 @@ def test_an_override_that_relaxes_says_so_in_each_verdict_of_its_models(load: Lo
             10,
             "a group stands twice",
         ),
-        ((MORE, MORE + "    evidence: {bias: {keys: [none.pem]}}\n"), None, "none.pem"),
+        ((MORE, MORE + "    evidence: {bias: {keys: [none.pem]}}\n"), 10, "none.pem: No such file"),
+        ((MORE, MORE + "    on_drft: report\n"), 10, "on_drft'; there are: marks, rules, where"),
         ((MORE, MORE + "    waivable: [ready]\n"), 10, "it is one of: after, allowed-times, approvals, freeze"),
         ((MORE, MORE + "    on_drift: repair\n"), 10, "it is one of: report, revert"),
     ],
@@ -358,3 +359,12 @@ def test_the_json_schema_takes_what_the_loader_takes() -> None:
         assert schema.is_valid(yaml.safe_load(text))
     for bad in (RULES.replace("use:", "uses:"), RULES.replace(MORE, MORE + "    mode: watch\n")):
         assert not schema.is_valid(yaml.safe_load(bad))
+
+
+@pytest.mark.parametrize("clock", ["00:00", "07:30", "08:15", "09:00", "10:00", "12:34", "19:59", "23:00"])
+def test_a_time_of_day_is_read_with_and_without_quotes(load: Load, clock: str) -> None:
+    line = "    allowed_times: [{days: [mon], time_zone: UTC, from: CLOCK, until: '23:59'}]\n"
+    texts = [RULES.replace(MORE, MORE + line.replace("CLOCK", written)) for written in (clock, f"'{clock}'")]
+    bare, quoted = (load(text)[-1].allowed_times for text in texts)
+    assert bare == quoted
+    assert f"{bare[0].since:%H:%M}" == clock
