@@ -11,12 +11,12 @@ import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from service import telling
 from service.client import DEFAULT_URL, Client, Reply, Unreachable, model_path, token_of
 from service.settings import TOKEN, URL
 
@@ -28,9 +28,7 @@ _ACCEPT = {
     "markdown": "text/markdown",
 }
 _ENDED = ("succeeded", "failed")
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_COMMANDS = re.compile(r"^(\s*):(?=:)|(?<=#)#(?=\[|vso\[)", re.MULTILINE)
-"""What CI systems obey in a log: GitHub's ``::error`` at the start of a line, ``##[`` and ``##vso[`` anywhere."""
+_REPORTS = ("junit", "markdown")
 _PACE_SECONDS = 2.0
 
 
@@ -52,7 +50,7 @@ def add_commands(commands: Any) -> None:
     rollback.add_argument("--to", metavar="VERSION", help="this version (default: the last good one)")
     for command in (promote, rollback):
         command.add_argument(
-            "--idempotency-key", type=_visible, metavar="KEY", help="repeat an earlier run safely (default: a new one)"
+            "--idempotency-key", type=_header_key, metavar="KEY", help="repeat an earlier run safely (default: a new one)"
         )
     approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
     _with_target(approve)
@@ -81,7 +79,7 @@ def _command(
     return parser
 
 
-def _visible(key: str) -> str:
+def _header_key(key: str) -> str:
     """Take an Idempotency-Key that a header can carry."""
     if not re.fullmatch(r"[!-~]{1,255}", key):
         message = "1 to 255 visible ASCII characters, without spaces"
@@ -104,8 +102,17 @@ def _run(options: argparse.Namespace, run: Callable[[argparse.Namespace, Client]
     try:
         return run(options, client)
     except Unreachable as error:
-        _say(f"registry-gateway: {error}")
+        _say_why(options, str(error))
         return CANNOT_TELL
+
+
+def _say_why(options: argparse.Namespace, detail: str) -> None:
+    """Say on stderr why there is no answer, and in the report that was asked for."""
+    _say(telling.line(f"registry-gateway: {detail}"))
+    given = (vars(options).get(name) for name in ("model", "version", "environment"))
+    report = telling.problem(options.format, " ".join(text for text in given if text), detail)
+    if report is not None:
+        _write(options, report)
 
 
 def _verdict(options: argparse.Namespace, client: Client) -> int:
@@ -145,7 +152,7 @@ def _wait_until_open(client: Client, path: str, body: Mapping[str, Any], seconds
             return
         verdict = reply.expect(state=str, verdict=dict)["verdict"]
         closed = [f for f in verdict["findings"] if not f["passed"] and f["severity"] == "block"]
-        waiting = [_line(f"{item['rule']}: {item['because']}") for item in closed]
+        waiting = [telling.line(f"{item['rule']}: {item['because']}") for item in closed]
         hopeless = [f for f in closed if f["self_reported"] or f["rule"] in ("ready", "not-quarantined")]
         left = deadline - time.monotonic()
         if not closed or hopeless or left <= 0:
@@ -185,15 +192,15 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
     if review.status != 200:
         return _refused(options, review)
     packet = review.expect(digest=str, findings=list, comparison=dict)
-    _say(_findings(packet["findings"]))
+    _say(telling.findings(packet["findings"]))
     _say(f"compared with what is live: {json.dumps(packet['comparison'])}")
-    _say(_line(f"review {packet['digest']}"))
+    _say(telling.line(f"review {packet['digest']}"))
     decision = "reject" if options.reject else "approve"
     if not options.yes and options.review is None:
         if not sys.stdin.isatty():
             _say("nothing is stored: without a terminal, name what was read with --review DIGEST, or send --yes")
             return CANNOT_TELL
-        _say(_line(f"{decision} {options.model} version {options.version} for {options.environment}? [y/N]"))
+        _say(telling.line(f"{decision} {options.model} version {options.version} for {options.environment}? [y/N]"))
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             _say("nothing is stored")
             return REFUSED
@@ -220,8 +227,8 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
         return _refused(options, reply)
     rows = reply.expect(adopted=list)["adopted"]
     lines = [
-        _line(f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}")
-        + (f" ({_line(r['because'])})" if r["because"] else "")
+        telling.line(f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}")
+        + (f" ({telling.line(r['because'])})" if r["because"] else "")
         for r in rows
     ]
     if options.format == "text":
@@ -249,6 +256,8 @@ def _refused(options: argparse.Namespace, reply: Reply, client: Client | None = 
     operation = problem.get("operation")
     if client is not None and operation and "verdict" in problem:
         _show(options, reply, lambda: client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format]))
+    elif options.format in _REPORTS:
+        _say_why(options, str(problem.get("detail", reply.status)))
     else:
         _show(options, reply)
     return REFUSED if 400 <= reply.status < 500 and reply.status not in (408, 424, 425, 429) else CANNOT_TELL
@@ -256,60 +265,22 @@ def _refused(options: argparse.Namespace, reply: Reply, client: Client | None = 
 
 def _show(options: argparse.Namespace, reply: Reply, again: Callable[[], Reply] | None = None) -> None:
     """Write an answer of JSON in the form asked for; *again* asks for one that the gateway writes itself."""
-    if again is not None and options.format in ("junit", "markdown"):
+    if again is not None and options.format in _REPORTS:
         found = again()
         if found.status == 200 and found.headers.get_content_type() == _ACCEPT[options.format]:
             reply = found
     if options.format == "text":
-        _write(options, _text(reply.document()))
+        _write(options, telling.text(reply.document()))
     else:
         _write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
 
 
-def _text(document: Mapping[str, Any]) -> str:
-    lines = []
-    if "detail" in document:
-        lines.append(_line(str(document["detail"])))
-    elif "state" in document:
-        before, after = (document.get(name) or "nothing" for name in ("before", "after"))
-        lines.append(_line(f"{document['state']}: {before} -> {after}"))
-    verdict = document.get("verdict")
-    if verdict:
-        lines += [_findings(verdict["findings"]), "open" if verdict["allowed"] else "closed"]
-    if "decision" in document:
-        parts = (document["decision"], document["id"], "by", document["by"], "for", document["environment"])
-        lines.append(_line(" ".join(map(str, parts))))
-    return "\n".join(lines) or json.dumps(document, indent=1)
-
-
-def _findings(findings: list[Mapping[str, Any]]) -> str:
-    signs = {(True, "block"): "pass", (True, "warn"): "pass", (False, "warn"): "warn", (False, "block"): "FAIL"}
-    rows = (("waived" if f["waived"] else signs[(f["passed"], f["severity"])], f) for f in findings)
-    return "\n".join(_line(f"{sign:<6} {f['rule']}: {f['because']}") for sign, f in rows)
-
-
-def _line(text: str) -> str:
-    """Keep on one line what somebody else wrote."""
-    return text.replace("\n", r"\n")
-
-
-def _visible(text: str) -> str:
-    """Show what a terminal or a CI system would obey as JSON writes it, so that JSON stays what it is."""
-    text = "".join(
-        json.dumps(character)[1:-1]
-        if character not in "\n\t" and unicodedata.category(character) in _UNSEEN
-        else character
-        for character in text
-    )
-    return _COMMANDS.sub(lambda found: f"{found[1] or ''}\\u{ord(found[0][-1]):04x}", text)
-
-
 def _say(text: str) -> None:
-    print(_visible(text), file=sys.stderr, flush=True)
+    print(telling.visible(text), file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, text: str) -> None:
-    text = _visible(text)
+    text = telling.visible(text)
     if options.output is None:
         print(text, flush=True)
     else:

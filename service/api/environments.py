@@ -98,7 +98,7 @@ class EnvironmentController(Controller):
             record=_record(data.change),
         )
         answer = await gateway.handle(_call(caller, registry, "promote", change))
-        return _promoted(request, answer)
+        return _promoted(request, answer, change)
 
     @post("/rollbacks", operation_id="rollback", status_code=200, opt={"action": "environment:rollback"})
     async def rollback(
@@ -123,7 +123,7 @@ class EnvironmentController(Controller):
             purpose="rollback",
         )
         answer = await gateway.handle(_call(caller, registry, "rollback", change))
-        return _promoted(request, answer)
+        return _promoted(request, answer, change)
 
     @post("/retirements", operation_id="retire", status_code=200, opt={"action": "environment:retire"})
     async def retire(
@@ -185,13 +185,14 @@ def _call(caller: Caller, registry: str, name: str, change: Promotion | Retireme
     )
 
 
-def _promoted(request: Request[Any, Any, Any], answer: Answer) -> Response[s.PromotionBody]:
+def _promoted(request: Request[Any, Any, Any], answer: Answer, change: Promotion) -> Response[s.PromotionBody]:
     """Answer a promotion, as JSON or in the form that Accept asks for."""
     assert answer.promotion is not None  # a promotion is answered by one
     result = answer.promotion
     headers = dict(answer.headers)
     body = shapes.promotion(result)
-    rendered = verdicts.render(request.headers.get("accept", ""), body.verdict, f"version {body.version}")
+    what = f"{change.model} version {body.version} in {change.environment}"
+    rendered = verdicts.render(request.headers.get("accept", ""), body.verdict, what)
     if rendered is not None:
         return Response(rendered[1], media_type=rendered[0], headers=headers)  # type: ignore[arg-type]  # text, not the body
     return Response(body, headers=headers)

@@ -44,8 +44,31 @@ def junit(verdict: VerdictBody, what: str) -> str:
             facts = "\n".join(f"{name} = {value}" for name, value in item.facts.items())
             lines.append(f"<{tag} message={_attribute(item.because)}>{escape(_plain(facts))}</{tag}>")
         lines.append("</testcase>")
+    if verdict.stale_approvals:
+        said = "\n".join(f"{_stale(item.by)}: {item.because}" for item in verdict.stale_approvals)
+        lines.append(f"<system-out>{escape(_plain(said))}</system-out>")
     lines += ["</testsuite>", "</testsuites>"]
     return "\n".join(lines) + "\n"
+
+
+def junit_error(what: str, detail: str) -> str:
+    """Give a JUnit test suite that says why there is no verdict: one case, an error and no failure."""
+    counts = 'tests="1" failures="0" errors="1"'
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f"<testsuites {counts}>",
+            f'<testsuite name={_attribute(what)} {counts} skipped="0">',
+            f'<testcase classname="promotion" name="verdict"><error message={_attribute(detail)}/></testcase>',
+            "</testsuite>",
+            "</testsuites>",
+        ]
+    )
+
+
+def markdown_error(what: str, detail: str) -> str:
+    """Say in Markdown why there is no verdict."""
+    return f"### {_cell(what)}: no verdict\n\n{_cell(detail)}"
 
 
 def markdown(verdict: VerdictBody, what: str) -> str:
@@ -58,9 +81,15 @@ def markdown(verdict: VerdictBody, what: str) -> str:
     for item in verdict.findings:
         sign = "✅" if item.passed else "❌" if _blocks(item) else "⚠️"
         note = " *(waived)*" if item.waived else ""
-        lines.append(f"| {sign} | {_cell(item.rule)} | {_cell(item.because)}{note} |")
+        lines.append(f"| {sign} | {_cell(item.rule)} | {'met' if item.passed else _cell(item.because)}{note} |")
+    if verdict.stale_approvals:
+        lines += ["", *(f"- {_cell(f'{_stale(item.by)}: {item.because}')}" for item in verdict.stale_approvals)]
     lines += ["", f"Rules `{verdict.rules_digest[:12]}`."]
     return "\n".join(lines) + "\n"
+
+
+def _stale(by: str) -> str:
+    return f"the approval of {by} does not count any more"
 
 
 def _blocks(item: FindingBody) -> bool:

@@ -12,6 +12,7 @@ import sys
 import threading
 import unicodedata
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
@@ -22,6 +23,14 @@ from tests.conftest import ROOT, TOKENS
 from tests.faults.served import served
 from tests.promotion.flow import V1, alias_of, ask, promote, register, satisfy, simple
 
+NOWHERE = "http://127.0.0.1:1"
+ONE_TRY = """
+import sys
+from service import client
+client._TRIES = 1
+from service.__main__ import main
+sys.exit(main())
+"""
 LEADS = "approvals: {required: [{group: 'group:ml-leads'}]}"
 FLOOR = "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: 'a < b & \"c\"'}]"
 
@@ -370,3 +379,84 @@ async def test_the_recipes_run(running, tmp_path, name):
             assert lives[-1] == live
         again = await ask(client.be("service:ci"), "promotions", version)
         assert again.status in (200, 409)
+
+
+@pytest.mark.parametrize("form", ["junit", "markdown"])
+async def test_a_report_is_one_whatever_became_of_it(running, tmp_path, form):
+    async with running(environments=simple(tmp_path)) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        steps = [
+            (("promote", "iris", first, "production"), "service:ci", 0, f"iris version {first} in production"),
+            (("promote", "iris", second, "production"), "service:ci", 0, f"iris version {second} in production"),
+            (("promote", "iris", second, "production"), "service:ci", 0, f"iris version {second} in production"),
+            (("rollback", "iris", "production", "--reason", "r"), "user:lead", 0, f"iris version {first} in"),
+            (("promote", "iris", first, "production"), "user:viewer", 1, "user:viewer may not environment:promote"),
+            (("verdict", "iris", "99", "production"), "service:ci", 1, "iris 99 production"),
+            (("verdict", "iris", first, "production", "--url", NOWHERE), "service:ci", 2, "cannot be reached"),
+        ]  # fmt: skip
+        for number, (arguments, who, status, says) in enumerate(steps):
+            file = tmp_path / f"report-{number}"
+            environ = {**os.environ, "REGISTRY_GATEWAY_URL": url, "REGISTRY_GATEWAY_TOKEN": TOKENS[who]}
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                ONE_TRY,
+                *arguments,
+                "--format",
+                form,
+                "--output",
+                str(file),
+                cwd=ROOT,
+                env=environ,
+            )
+            assert await process.wait() == status
+            written = file.read_text()
+            if form == "junit":
+                suite = ET.fromstring(written).find("testsuite")
+                assert suite.get("errors") == ("0" if status == 0 else "1")
+            assert says in written.replace("\\_", "_")
+
+
+async def test_the_text_says_what_would_become_of_what(running, tmp_path):
+    rules = "[{name: floor, require: 'candidate.metrics.accuracy >= 0.9', because: too low}]"
+    async with running(environments=simple(tmp_path, "", rules)) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        low, good, better = [await register(it, client, accuracy=value) for value in (0.5, 0.95, 0.99)]
+        assert (
+            f"version {low} would be refused; nothing stays live"
+            in (await run(url, "verdict", "iris", low, "production"))[1]
+        )
+        out = (await run(url, "verdict", "iris", good, "production"))[1]
+        assert (f"version {good} would become live, the first one" in out, "pass   floor\n" in out) == (True, True)
+        await promote(client, good)
+        says = {
+            better: f"{better} would become live instead of version {good}",
+            good: "is live already",
+            low: "stays live",
+        }
+        for version, sentence in says.items():
+            assert sentence in (await run(url, "verdict", "iris", version, "production"))[1]
+
+
+async def test_what_is_not_enforced_and_what_is_stale_is_said(running, tmp_path):
+    observed = simple(tmp_path, f"mode: observe\n{LEADS}")
+    async with running(environments=observed) as it, served(it.application.asgi) as url:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        assert (await client.be("user:lead")("POST", f"{V1}/iris/versions/{version}/approvals",
+                {"environment": "production", "decision": "approve", "expires": soon()})).status == 201  # fmt: skip
+        await asyncio.sleep(1.1)
+        out = (await run(url, "verdict", "iris", version, "production"))[1]
+        assert "stale  approval of user:lead does not count: " in out
+        why = out.partition("does not count: ")[2].splitlines()[0]
+        assert "closed, and changes nothing: the environment's mode is observe, it is promoted all the same" in out
+        for form in ("junit", "markdown"):
+            report = (await run(url, "verdict", "iris", version, "production", "--format", form))[1]
+            assert f"the approval of user:lead does not count any more: {why}" in report
+            assert "iris version" in report
+
+
+def soon():
+    """A moment that is past in a second."""
+    return (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
