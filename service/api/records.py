@@ -65,28 +65,8 @@ async def adopt(
 
 @get("/v1/environments", operation_id="listEnvironments", opt={"action": "none"}, tags=["environments"])
 async def list_environments(governance: NamedDependency[Governance]) -> s.EnvironmentsBody:
-    """List the environments, their marks and their rules."""
-    return s.EnvironmentsBody(
-        [
-            s.EnvironmentBody(
-                registry,
-                item.name,
-                item.models,
-                [{mark.kind: mark.value} for mark in item.marks],
-                item.after,
-                [
-                    s.RuleBody(rule.name, rule.require.text, rule.because, rule.severity, rule.waivable)
-                    for rule in item.rules
-                ],
-                item.rules_digest,
-                item.sealing.value,
-                list(item.sealed_tags),
-                item.mode,  # type: ignore[arg-type]  # one of the three
-                item.on_drift,  # type: ignore[arg-type]  # one of the two
-            )
-            for registry, item in governance.trail.environments()
-        ]
-    )
+    """List the environments, their marks, and everything that is asked of a version there."""
+    return s.EnvironmentsBody([shapes.environment(*item) for item in governance.trail.environments()])
 
 
 @get("/v1/rules/{digest:str}", operation_id="getRules", opt={"action": "none"}, tags=["environments"])

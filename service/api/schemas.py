@@ -271,8 +271,54 @@ class RuleBody(Struct):
     waivable: bool
 
 
+class QuorumBody(Struct):
+    """How many people of a group must approve."""
+
+    group: str
+    count: int
+
+
+class ApprovalTermsBody(Struct):
+    """What approvals must be to count. `review`: each names the review it is based on."""
+
+    required: list[QuorumBody]
+    expire_after: str | None
+    review: bool
+
+
+class EvidenceTermsBody(Struct):
+    """What evidence of a kind must be to count. `keys`: identifiers of the keys of which one must have signed it."""
+
+    expire_after: str | None
+    keys: list[str]
+
+
+class TimesBody(Struct, rename={"since": "from"}):
+    """A part of the week in which promotions happen."""
+
+    days: list[str]
+    since: str
+    until: str
+    time_zone: str
+
+
+class FreezeBody(Struct, rename={"since": "from"}):
+    """A time in which nothing is promoted."""
+
+    since: str
+    until: str
+    because: str
+
+
+class OverrideBody(Struct):
+    """Rules that some models have besides those of all."""
+
+    models: str
+    rules: list[RuleBody]
+
+
 class EnvironmentBody(Struct):
-    """An environment of a registry."""
+    """An environment of a registry, with everything that is asked of a version there."""
 
     registry: str
     name: str
@@ -285,6 +331,14 @@ class EnvironmentBody(Struct):
     sealed_tags: list[str]
     mode: Literal["enforce", "warn", "observe"]
     on_drift: Literal["report", "revert"]
+    parameters: dict[str, Any]
+    approvals: ApprovalTermsBody
+    evidence: dict[str, EvidenceTermsBody]
+    allowed_times: list[TimesBody]
+    freezes: list[FreezeBody]
+    overrides: list[OverrideBody]
+    rollback_rules: list[RuleBody]
+    waivable: list[str]
 
 
 class EnvironmentsBody(Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from service.errors import InvalidRequest
 from service.governance.requests import Placed
 from service.governance.standing import Live
 from service.model import PromotionResult
+from service.promotion.gate import Environment, Rule
 from service.records import Approval, Debt, Evidence, LivePeriod
 
 Version = Annotated[str, PathParameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]
@@ -73,6 +75,36 @@ def approval(item: Approval) -> s.ApprovalBody:
         item.revoked,
         item.review or None,
     )
+
+
+def environment(registry: str, item: Environment) -> s.EnvironmentBody:
+    """Give an environment of *registry*."""
+    terms = item.terms()
+    return s.EnvironmentBody(
+        registry=registry,
+        name=item.name,
+        models=item.models,
+        marks=[{mark.kind: mark.value} for mark in item.marks],
+        after=item.after,
+        rules=_rules(item.rules),
+        rules_digest=item.rules_digest,
+        seal=item.sealing.value,
+        sealed_tags=list(item.sealed_tags),
+        mode=item.mode,  # type: ignore[arg-type]  # one of the three
+        on_drift=item.on_drift,  # type: ignore[arg-type]  # one of the two
+        parameters=dict(item.parameters),
+        overrides=[s.OverrideBody(other.models, _rules(other.rules)) for other in item.overrides],
+        rollback_rules=_rules(item.rollback_rules),
+        waivable=sorted(item.waivable),
+        approvals=msgspec.convert(terms["approvals"], s.ApprovalTermsBody),
+        evidence=msgspec.convert(terms["evidence"], dict[str, s.EvidenceTermsBody]),
+        allowed_times=msgspec.convert(terms["allowed_times"], list[s.TimesBody]),
+        freezes=msgspec.convert(terms["freezes"], list[s.FreezeBody]),
+    )
+
+
+def _rules(rules: Iterable[Rule]) -> list[s.RuleBody]:
+    return [s.RuleBody(rule.name, rule.require.text, rule.because, rule.severity, rule.waivable) for rule in rules]
 
 
 def stamp(seconds: float) -> str:

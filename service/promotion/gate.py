@@ -20,7 +20,7 @@ from service.promotion.facts import LANGUAGE, Facts, Source, is_self_reported, n
 from service.promotion.history import DRIFT, passed_before
 from service.promotion.needs import resolve
 from service.promotion.proof import PROOF_TYPES, key_id
-from service.promotion.schedule import AllowedTimes, Freeze
+from service.promotion.schedule import AllowedTimes, Freeze, written_duration
 from service.promotion.syntax import Path, dotted
 from service.records import Evidence
 from service.strict import folded
@@ -261,7 +261,27 @@ class Environment:
 
     def rules_document(self) -> dict[str, Any]:
         """Give what `rules_digest` names, for the archive: the rules as they are written."""
-        return self._asked(texts=True)
+        return {**self._asked(texts=True), **self.terms()}
+
+    def terms(self) -> dict[str, Any]:
+        """Give what is asked beside the rules, for people."""
+        expire = self.approvals_expire
+        return {
+            "approvals": {
+                "required": [{"group": item.group, "count": item.count} for item in self.quorums],
+                "expire_after": None if expire is None else written_duration(expire),
+                "review": self.review_needed,
+            },
+            "evidence": {
+                kind: {
+                    "expire_after": None if item.expire_after is None else written_duration(item.expire_after),
+                    "keys": [key_id(key) for key in item.keys],
+                }
+                for kind, item in self.evidence.items()
+            },
+            "allowed_times": [item.document() for item in self.allowed_times],
+            "freezes": [item.document() for item in self.freezes],
+        }
 
     def _asked(self, *, texts: bool) -> dict[str, Any]:
         def said(rule: Rule) -> dict[str, Any]:

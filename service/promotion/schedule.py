@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -24,6 +25,14 @@ def parse_duration(text: str) -> float:
         message = f"{text!r} is not a duration such as 90m, 24h or 30d"
         raise ValueError(message)
     return float(int(found[1]) * _SECONDS[found[2]])
+
+
+def written_duration(seconds: float) -> str:
+    """Write seconds as `parse_duration` reads them, in the largest unit that needs no fraction."""
+    for unit, size in reversed(_SECONDS.items()):
+        if seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds}s"
 
 
 def parse_clock(text: str) -> time:
@@ -63,8 +72,13 @@ class AllowedTimes:
         return DAYS[day.weekday()] in self.days
 
     def __str__(self) -> str:
+        written = self.document()
+        return f"{' '.join(self.days)} {written['from']}-{written['until']} {self.zone.key}"
+
+    def document(self) -> dict[str, Any]:
+        """Give it as the file writes it."""
         until = "24:00" if self.until == time.max else f"{self.until:%H:%M}"
-        return f"{' '.join(self.days)} {self.since:%H:%M}-{until} {self.zone.key}"
+        return {"days": list(self.days), "from": f"{self.since:%H:%M}", "until": until, "time_zone": self.zone.key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +92,8 @@ class Freeze:
     def holds(self, now: float) -> bool:
         """Tell whether *now* is in it."""
         return self.since <= now < self.until
+
+    def document(self) -> dict[str, str]:
+        """Give it as the file writes it, in UTC."""
+        since, until = (datetime.fromtimestamp(moment, UTC) for moment in (self.since, self.until))
+        return {"from": f"{since:%Y-%m-%dT%H:%M:%SZ}", "until": f"{until:%Y-%m-%dT%H:%M:%SZ}", "because": self.because}
