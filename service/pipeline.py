@@ -50,7 +50,10 @@ def add_commands(commands: Any) -> None:
     rollback.add_argument("--to", metavar="VERSION", help="this version (default: the last good one)")
     for command in (promote, rollback):
         command.add_argument(
-            "--idempotency-key", type=_header_key, metavar="KEY", help="repeat an earlier run safely (default: a new one)"
+            "--idempotency-key",
+            type=_header_key,
+            metavar="KEY",
+            help="repeat an earlier run safely (default: a new one)",
         )
     approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
     _with_target(approve)
