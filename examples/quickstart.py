@@ -60,7 +60,10 @@ def say(principal: str, text: str) -> None:
 
 def show_findings(verdict: dict) -> None:
     for finding in verdict["findings"]:
-        print(f"{'':<15}   {'met  ' if finding['passed'] else 'UNMET'} {finding['rule']}: {finding['because']}")
+        if finding["passed"]:
+            print(f"{'':<15}   met   {finding['rule']}")
+        else:
+            print(f"{'':<15}   UNMET {finding['rule']}: {finding['because']}")
 
 
 def main() -> None:

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     new = key.add_parser("new", help="make a key; only its hash goes into the key file")
     new.add_argument("principal", help="user:… or service:…")
     new.add_argument("--group", action="append", default=[], help="group:…; may be repeated")
+    new.add_argument("--acting-for", metavar="PERSON", help="user:…; who is behind it where four eyes are asked")
     new.add_argument("--file", type=Path, help="append the entry to this key file")
     new.set_defaults(run=_key_new)
 
@@ -332,7 +333,9 @@ def _key_new(options: argparse.Namespace) -> int:
     from service.authentication import entry_for, new_key
 
     key = new_key()
-    entry = yaml.safe_dump([entry_for(key, options.principal, tuple(options.group))], sort_keys=False)
+    entry = yaml.safe_dump(
+        [entry_for(key, options.principal, tuple(options.group), acting_for=options.acting_for)], sort_keys=False
+    )
     if options.file is not None:
         try:
             with os.fdopen(os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:

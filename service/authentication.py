@@ -34,6 +34,8 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principal: str
     sha256: str
     groups: tuple[str, ...] = ()
+    acting_for: str | None = None
+    """The person behind a pipeline: it counts as them where four eyes are asked, and has none of their rights."""
     expires: Any = None
     """A date and time (ISO 8601), UTC unless it says otherwise; a date alone is its first instant."""
 
@@ -110,6 +112,9 @@ def _parse(path: Path, text: str) -> dict[str, _Key]:
             raise file.error(f"the id {entry.id!r} stands twice", index, "id")
         if not _PRINCIPAL.fullmatch(entry.principal) or has_control(entry.principal):
             raise file.error(f"the principal {entry.principal!r} is not user:… or service:…", index, "principal")
+        person = entry.acting_for
+        if person is not None and (not _PRINCIPAL.fullmatch(person) or has_control(person)):
+            raise file.error(f"acting_for {person!r} is not user:… or service:…", index, "acting_for")
         for group in entry.groups:
             if not _GROUP.fullmatch(group) or has_control(group):
                 raise file.error(f"the group {group!r} is not group:…", index, "groups")
@@ -118,7 +123,7 @@ def _parse(path: Path, text: str) -> dict[str, _Key]:
         if entry.sha256 in keys:
             raise file.error("the same sha256 stands twice", index, "sha256")
         identifiers.add(entry.id)
-        principal = Principal(entry.principal, frozenset(entry.groups), credential=entry.id)
+        principal = Principal(entry.principal, frozenset(entry.groups), acting_for=person, credential=entry.id)
         keys[entry.sha256] = _Key(principal, _expiry(entry, file, index))
     return keys
 
@@ -144,15 +149,18 @@ def new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
-def entry_for(key: str, principal: str, groups: tuple[str, ...] = (), *, identifier: str = "") -> dict[str, object]:
+def entry_for(
+    key: str, principal: str, groups: tuple[str, ...] = (), *, identifier: str = "", acting_for: str | None = None
+) -> dict[str, object]:
     """Return the line of the key file for *key*; the key itself is not in it.
 
     Raises:
-        BadConfiguration: *principal* or a group has no prefix.
+        BadConfiguration: *principal*, *acting_for* or a group has no prefix.
     """
-    if not _PRINCIPAL.fullmatch(principal):
-        message = f"the principal {principal!r} is not user:… or service:…"
-        raise BadConfiguration(message)
+    for what, name in (("the principal", principal), ("--acting-for", acting_for)):
+        if name is not None and not _PRINCIPAL.fullmatch(name):
+            message = f"{what} {name!r} is not user:… or service:…"
+            raise BadConfiguration(message)
     for group in groups:
         if not _GROUP.fullmatch(group):
             message = f"the group {group!r} is not group:…"
@@ -161,5 +169,6 @@ def entry_for(key: str, principal: str, groups: tuple[str, ...] = (), *, identif
         "id": identifier or f"{principal.partition(':')[2]}-{secrets.token_hex(4)}",
         "principal": principal,
         "groups": list(groups),
+        **({"acting_for": acting_for} if acting_for else {}),
         "sha256": hashlib.sha256(key.encode()).hexdigest(),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -9,9 +11,16 @@ import sys
 import pytest
 import yaml
 
+from service.__main__ import main
+from service.authorization import Snapshot
+from service.embedded import DEMO_PRINCIPALS
+from service.model import Principal
 from service.promotion.environments import load_environments
 from service.records import Capabilities
+from service.resources import asked_on
+from tests.client import V1, Client
 from tests.conftest import ROOT
+from tests.promotion.flow import promote, register, satisfy, simple
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _MOVING = re.compile(r"[0-9a-f]{8}$|\d\d:\d\d:\d\d", re.MULTILINE)
@@ -78,3 +87,72 @@ def test_the_environments_of_the_guide_load(tmp_path):
         path = tmp_path / f"{index}.yaml"
         path.write_text(block)
         assert load_environments(path, {"main": Capabilities(aliases=True, stages=True, tags=True)})
+
+
+def test_the_examples_of_explain_are_what_it_says(capsys):
+    text = (ROOT / "docs/policies.md").read_text()
+    examples = re.findall(r"\$ registry-gateway (policy explain .*)\n((?:    .+\n)+)", text)
+    assert len(examples) == 2
+    for command, answer in examples:
+        main(command.split())
+        assert capsys.readouterr().out.splitlines() == [line.strip() for line in answer.strip().splitlines()]
+
+
+def shape(value):
+    """Give the keys of a document, and of what is in it; of lists the first item counts."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items() if key not in ("facts", "params")}
+    return [shape(value[0])] if isinstance(value, list) and value and isinstance(value[0], dict) else None
+
+
+def example(document, heading):
+    """Give the first JSON example below a heading; what is cut with … is left out."""
+    text = (ROOT / "docs" / document).read_text().partition(f"\n## {heading}\n")[2]
+    return json.loads(re.sub(r",?\s*…", "", re.search(r"```json\n(.*?)```", text, re.DOTALL)[1]))
+
+
+async def test_the_examples_of_answers_have_their_shape(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await satisfy(client, version)
+        assert (await promote(client, version, reason="first release")).status == 200
+        journalled = await client("GET", "/v1/audit/events?phase=outcome&action=environment:promote")
+        event, shown = journalled.json["events"][0], example("audit.md", "An event")
+        assert shape(shown) == shape(event)
+        assert shown["data"]["decision"]["row"] == event["data"]["decision"]["row"]
+        live = await client("GET", f"{V1}/iris/environments/production")
+        assert shape(example("api.md", "What is live")) == shape(live.json)
+        version_shown = await client("GET", f"{V1}/iris/versions/{version}")
+        assert set(example("api.md", "A version")) == set(version_shown.json)
+        environments = (await client("GET", "/v1/environments")).json["environments"]
+        assert set(example("api.md", "Environments")["environments"][0]) == set(environments[0])
+
+
+def test_each_step_of_the_guide_can_be_done_with_its_demo_key():
+    text = (ROOT / "docs/promotion.md").read_text().partition("| demo key |\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"\| `([a-z:]+)` \| `([a-z:]+)` \|$", text, re.MULTILINE)
+    snapshot = Snapshot(ROOT / "policies/model.conf", ROOT / "policies/policy.csv", ["main"])
+    places = ("audit", "models/iris", "models/iris/versions", "models/iris/environments/production")
+    for action, who in rows:
+        where = next(place for place in places if asked_on(place, action))
+        assert snapshot.decide(Principal(who, frozenset({DEMO_PRINCIPALS[who]})), "main", where, action).allowed, action
+    assert len(rows) == len(text.splitlines()) - 1
+
+
+async def test_the_envelope_of_the_guide_proves_what_is_posted(running, tmp_path):
+    text = (ROOT / "docs/rules.md").read_text().partition("#### A DSSE envelope, worked out")[2]
+    keys, script = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("bash", "python"))
+    await asyncio.to_thread(subprocess.run, ["bash", "-ec", keys], cwd=tmp_path, check=True)
+    (tmp_path / "sign.py").write_text(script)
+    rules = "[{name: tested, require: \"passed(evidence, 'validation')\"}]"
+    async with running(environments=simple(tmp_path, "evidence: {validation: {keys: [ci.pem]}}", rules)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        posted = f"{V1}/iris/versions/{version}/evidence"
+        plain = await client.be("service:ci")("POST", posted, {"kind": "validation", "result": "passed"})
+        assert (await promote(client, version)).status == 409
+        arguments = [sys.executable, "sign.py", "ci.key", plain.json["artifact_digest"]]
+        done = await asyncio.to_thread(subprocess.run, arguments, cwd=tmp_path, capture_output=True, check=True)
+        assert (await client.be("service:ci")("POST", posted, json.loads(done.stdout))).status == 201
+        assert (await promote(client, version)).status == 200
