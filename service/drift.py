@@ -203,7 +203,18 @@ class Drift:
             effects = [TakenDown(backend.name, model, (environment.name,), self._gateway.trail.now())]
         await self._gateway.trail.stored(operation, effects)
         self._gateway.follow(effects)
-        _log.error("drift", registry=backend.name, model=model, environment=environment.name)
+        _log.error(
+            "drift",
+            operation=operation.id,
+            registry=backend.name,
+            model=model,
+            environment=environment.name,
+            recorded=period.version if period else None,
+            recorded_by=period.by if period else None,
+            live=operation.version,
+            reason=operation.detail,
+            principal=operation.principal.subject,
+        )
 
     def _operation(self, backend: Backend, model: str, environment: Environment, name: str, action: str) -> Operation:
         where = resource("models", model, "environments", environment.name)

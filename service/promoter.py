@@ -30,6 +30,8 @@ from service.records import Debt, ModelVersion
 from service.seals import Seals
 
 _log = structlog.get_logger()
+_SAID = ("registry", "model", "environment", "version", "reason", "ticket", "waived")
+"""What the log says of an emergency."""
 
 
 Retire = Callable[[Environment], Awaitable[None]]
@@ -196,7 +198,9 @@ class Promoter:
             raise
         effects += fulfilled(operation.change or {}, operation.id, self._trail.now(), operation.principal.subject)
         if asked.purpose is Purpose.EMERGENCY:
-            _log.error("emergency promotion", operation=operation.id, model=asked.model, environment=environment.name)
+            debt = (operation.change or {})["debt"]
+            said = {name: debt[name] for name in _SAID}
+            _log.error("emergency promotion", operation=operation.id, principal=debt["by"], **said)
         await self._trail.outcome(operation, "succeeded", effects)
         assert operation.verdict is not None  # promote() set it
         return PromotionResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counted
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -34,6 +35,8 @@ class Health:
         self.circuits: Mapping[str, Callable[[], str]] = {}
         """Whether each registry is asked at all: ``closed`` is yes."""
         self.journal = "unknown"
+        self.emergencies: Counted[str] = Counted()
+        """Emergencies that nobody has reviewed yet, by registry, when the journal last answered."""
         self.problems: dict[str, str] = {}
         """Files whose new content was refused; the old content is in force."""
         self.draining = False
@@ -60,6 +63,8 @@ class Health:
     async def _look_at_journal(self) -> None:
         try:
             await self._journal.ping()
+            debts = [debt for _, debt in await self._journal.debts()]
+            self.emergencies = Counted(debt.registry for debt in debts)
             self.journal = "up"
         except GatewayError:
             self.journal = "down"
@@ -78,6 +83,10 @@ class Health:
     def is_up(self, name: str) -> float:
         """Give 1 if the registry answered when it was last looked at."""
         return float(self.registries[name] == "up")
+
+    def emergencies_of(self, name: str) -> float:
+        """Give how many emergencies of a registry wait for their review."""
+        return float(self.emergencies[name])
 
     def document(self) -> dict[str, Any]:
         """Give the answer of ``/readyz``."""
@@ -124,6 +133,14 @@ class Metrics:
         )
         for name in health.registries:
             up.labels(name).set_function(partial(health.is_up, name))
+        owed = Gauge(
+            "registry_gateway_emergencies_open",
+            "Emergency promotions that nobody else has reviewed yet.",
+            ["registry"],
+            registry=self.registry,
+        )
+        for name in health.registries:
+            owed.labels(name).set_function(partial(health.emergencies_of, name))
         circuit = Gauge(
             "registry_gateway_circuit_open",
             "1 while a registry that did not answer is not asked.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.backends.memory import MemoryTransport
 from tests.client import Client
@@ -28,7 +29,12 @@ async def test_a_mark_moved_beside_the_gateway_is_drift_and_recorded_once(runnin
         it.memory.models["iris"]["aliases"]["champion"] = second
         live = (await client("GET", LIVE)).json
         assert (live["version"], live["drifted"], live["promotion"]) == (second, True, None)
-        states = [await check(client) for _ in range(2)]
+        with capture_logs() as logs:
+            states = [await check(client) for _ in range(2)]
+        (line,) = [item for item in logs if item["event"] == "drift"]
+        assert (line["recorded"], line["recorded_by"], line["live"]) == (first, "user:admin", second)
+        assert line["principal"].startswith("service:")
+        assert "moved beside the gateway" in line["reason"]
         assert [(item["state"], item["recorded"], item["live"]) for item in states] == [
             ("drifted", first, second),
             ("drifted", second, second),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.backends.memory import MemoryTransport
 from service.errors import JournalUnavailable, OutcomeUnknown
@@ -227,3 +229,35 @@ async def test_a_debt_is_closed_however_many_there_were(running, tmp_path):
         listed = (await client("GET", f"{DEBTS}?closed=true")).json["emergencies"]
         assert (len(listed), listed[-1]["id"]) == (1000, debt)
         assert (await client("POST", f"{DEBTS}/{debt}/reviews", {"reason": "r"})).status == 200
+
+
+async def test_an_emergency_is_logged_whole_and_counted_until_it_is_reviewed(running, tmp_path):
+    async with running(environments=simple(tmp_path, "", RULES)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client, accuracy=0.5)
+        await validated(client, version)
+
+        async def counted():
+            await it.application.health.look()
+            text = (await client("GET", "/metrics")).body.decode()
+            return re.search(r'registry_gateway_emergencies_open{registry="main"} (\S+)', text)[1]
+
+        assert await counted() == "0.0"
+        with capture_logs() as logs:
+            debt = (await ask(client.be("user:lead"), "promotions", version, emergency=WHY)).json["id"]
+        (line,) = [item for item in logs if item["event"] == "emergency promotion"]
+        said = (line["log_level"], line["principal"], line["version"], line["reason"], line["ticket"], line["waived"])
+        assert said == ("error", "user:lead", version, "fraud wave", "INC-1", ("floor",))
+        assert (line["operation"], await counted()) == (debt, "1.0")
+        await client("POST", f"{DEBTS}/{debt}/reviews", {"reason": "fixed"})
+        assert await counted() == "0.0"
+
+
+async def test_the_shipped_environments_know_an_emergency(running):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        await validated(client, version)
+        lead = client.be("user:lead")
+        assert (await ask(lead, "promotions", version)).status == 409
+        assert (await ask(lead, "promotions", version, emergency=WHY)).status == 200
