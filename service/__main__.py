@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from service import nouns, pipeline
 from service.arguments import Parser
 from service.embedded import Embedded
 from service.errors import BadConfiguration
-from service.pipeline import add_commands
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
 GOOD, WRONG, CANNOT_RUN, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     environments = schema.add_parser("environments", help="print the JSON Schema of environments.yaml")
     environments.set_defaults(run=_schema_environments)
 
-    add_commands(commands)
+    pipeline.add_commands(commands)
+    nouns.add_commands(commands)
 
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)

@@ -102,6 +102,10 @@ class Client:
         key = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json", "Accept": accept}
         return self._send("POST", path, json.dumps(body).encode(), {**key, **headers})
 
+    def delete(self, path: str) -> Reply:
+        """DELETE *path*, which is the same once or twice. Raises Unreachable."""
+        return self._send("DELETE", path, None, {"Accept": "application/json"})
+
     def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
         problem = ""
         for attempt in range(_TRIES):

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,17 +34,17 @@ _PACE_SECONDS = 2.0
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
-    verdict = _command(commands, "verdict", "say whether a version could be promoted; change nothing", _verdict)
-    _with_target(verdict)
-    promote = _command(commands, "promote", "promote a version", _promote)
-    _with_target(promote)
+    verdict = parser_of(commands, "verdict", "say whether a version could be promoted; change nothing", _verdict)
+    with_target(verdict)
+    promote = parser_of(commands, "promote", "promote a version", _promote)
+    with_target(promote)
     promote.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait for approvals and windows")
     promote.add_argument("--if-match", type=_etag, metavar="ETAG", help="only if this is what is live")
     promote.add_argument("--emergency", action="store_true", help="pass waivable rules; needs --reason and --ticket")
     promote.add_argument("--ticket", default="", help="the incident an emergency belongs to")
     for command in (verdict, promote):
         command.add_argument("--change-id", help="the change record it belongs to; rules read request.change.id")
-    rollback = _command(commands, "rollback", "make live again what was live before", _rollback)
+    rollback = parser_of(commands, "rollback", "make live again what was live before", _rollback)
     rollback.add_argument("model")
     rollback.add_argument("environment")
     rollback.add_argument("--to", metavar="VERSION", help="this version (default: the last good one)")
@@ -55,28 +55,33 @@ def add_commands(commands: Any) -> None:
             metavar="KEY",
             help="repeat an earlier run safely (default: a new one)",
         )
-    approve = _command(commands, "approve", "show the review of a version, and approve it", _approve)
-    _with_target(approve)
+    approve = parser_of(commands, "approve", "show the review of a version, and approve it", _approve)
+    with_target(approve)
     approve.add_argument("--reject", action="store_true", help="reject it instead")
     approve.add_argument("--review", metavar="DIGEST", help="the review that was read before; do not ask")
     approve.add_argument("--yes", action="store_true", help="do not ask, whatever the review says")
-    adopt = _command(commands, "adopt", "take over what was live before the gateway came", _adopt)
+    adopt = parser_of(commands, "adopt", "take over what was live before the gateway came", _adopt)
     adopt.add_argument("--models", default="*", help="a name, or a prefix that ends in * (default: all)")
     adopt.add_argument("--environment", help="only this one")
     adopt.add_argument("--yes", action="store_true", help="adopt; without it only list")
 
 
-def _command(
-    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace, Client], int]
+def parser_of(
+    commands: Any,
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace, Client], int],
+    forms: Sequence[str] = tuple(_ACCEPT),
 ) -> argparse.ArgumentParser:
+    """Add the parser of one command, with the options that all of them share; *run* gives the exit status."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--url", default=os.environ.get(URL, DEFAULT_URL), help=f"the gateway (default: ${URL})")
     parser.add_argument("--token-file", type=Path, help=f"a file with the key (default: ${TOKEN})")
     parser.add_argument("--ca-file", type=Path, help="trust this CA for https")
     parser.add_argument("--registry", default="main", help="the registry (default: main)")
-    needed = name in ("rollback", "adopt")
+    needed = name in ("rollback", "adopt", "quarantine", "request")
     parser.add_argument("--reason", default="", required=needed, metavar="TEXT", help="kept in the record")
-    parser.add_argument("--format", choices=tuple(_ACCEPT), default="text", help="of the answer (default: text)")
+    parser.add_argument("--format", choices=forms, default="text", help="of the answer (default: text)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answer there")
     parser.set_defaults(run=lambda options: _run(options, run))
     return parser
@@ -95,7 +100,8 @@ def _etag(text: str) -> str:
     return text if text == "*" or text.endswith('"') else f'"{text}"'
 
 
-def _with_target(parser: argparse.ArgumentParser) -> None:
+def with_target(parser: argparse.ArgumentParser) -> None:
+    """Add the words that say which version, and for which environment."""
     for name in ("model", "version", "environment"):
         parser.add_argument(name)
 
@@ -115,7 +121,7 @@ def _say_why(options: argparse.Namespace, detail: str) -> None:
     given = (vars(options).get(name) for name in ("model", "version", "environment"))
     report = telling.problem(options.format, " ".join(text for text in given if text), detail)
     if report is not None:
-        _write(options, report)
+        write(options, report)
 
 
 def _verdict(options: argparse.Namespace, client: Client) -> int:
@@ -123,9 +129,9 @@ def _verdict(options: argparse.Namespace, client: Client) -> int:
     path = model_path(options.registry, options.model, "environments", options.environment, "promotions")
     reply = client.post(path, body)
     if reply.status != 200:
-        return _refused(options, reply)
+        return refused(options, reply)
     verdict = reply.expect(state=str, verdict=dict)["verdict"]
-    _show(options, reply, lambda: client.post(path, body, accept=_ACCEPT[options.format]))
+    show(options, reply, lambda: client.post(path, body, accept=_ACCEPT[options.format]))
     return GOOD if verdict["allowed"] is True else REFUSED
 
 
@@ -175,16 +181,16 @@ def _settled(options: argparse.Namespace, client: Client, reply: Reply) -> int:
         while time.monotonic() < deadline:
             found = client.get(f"/v1/promotions/{operation}")
             if found.status == 200 and (state := found.expect(state=str, events=list)["state"]) in _ENDED:
-                _show(options, found)
+                show(options, found)
                 return GOOD if state == "succeeded" else REFUSED
             time.sleep(2)
     if reply.status != 200:
-        return _refused(options, reply, client)
+        return refused(options, reply, client)
     done = reply.expect(id=str, state=str, verdict=dict)
     if done["state"] not in ("succeeded", "unchanged"):
         message = f"the answer's state is {done['state']!r}: nobody knows whether it was done"
         raise Unreachable(message)
-    _show(options, reply, lambda: client.get(f"/v1/promotions/{done['id']}", _ACCEPT[options.format]))
+    show(options, reply, lambda: client.get(f"/v1/promotions/{done['id']}", _ACCEPT[options.format]))
     return GOOD
 
 
@@ -193,7 +199,7 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
     path = model_path(options.registry, options.model, *version)
     review = client.get(f"{path}/review?environment={quote(options.environment, safe='')}")
     if review.status != 200:
-        return _refused(options, review)
+        return refused(options, review)
     packet = review.expect(digest=str, findings=list, comparison=dict)
     _say(telling.findings(packet["findings"]))
     _say(f"compared with what is live: {json.dumps(packet['comparison'])}")
@@ -215,9 +221,9 @@ def _approve(options: argparse.Namespace, client: Client) -> int:
     }
     reply = client.post(f"{path}/approvals", body)
     if reply.status != 201:
-        return _refused(options, reply)
+        return refused(options, reply)
     reply.expect(id=str, decision=str)
-    _show(options, reply)
+    show(options, reply)
     return GOOD
 
 
@@ -227,7 +233,7 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
         body["environment"] = options.environment
     reply = client.post(f"/v1/registries/{options.registry}/adoptions", body)
     if reply.status != 200:
-        return _refused(options, reply)
+        return refused(options, reply)
     rows = reply.expect(adopted=list)["adopted"]
     lines = [
         telling.line(f"{r['state']:<9} {r['model']} {r['environment']}: {r['mark']} on version {r['version']}")
@@ -235,9 +241,9 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
         for r in rows
     ]
     if options.format == "text":
-        _write(options, "\n".join([*lines, f"{len(rows)} marks" + ("" if options.yes else "; --yes adopts them")]))
+        write(options, "\n".join([*lines, f"{len(rows)} marks" + ("" if options.yes else "; --yes adopts them")]))
     else:
-        _show(options, reply)
+        show(options, reply)
     return GOOD
 
 
@@ -249,7 +255,7 @@ def _key(options: argparse.Namespace) -> dict[str, str]:
     return {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
 
 
-def _refused(options: argparse.Namespace, reply: Reply, client: Client | None = None) -> int:
+def refused(options: argparse.Namespace, reply: Reply, client: Client | None = None) -> int:
     """Show a problem; return the exit status it means. With *client*, the verdict of a closed gate in its form.
 
     Raises:
@@ -258,31 +264,32 @@ def _refused(options: argparse.Namespace, reply: Reply, client: Client | None = 
     problem = reply.expect(type=str, status=int)
     operation = problem.get("operation")
     if client is not None and operation and "verdict" in problem:
-        _show(options, reply, lambda: client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format]))
+        show(options, reply, lambda: client.get(f"/v1/promotions/{operation}", _ACCEPT[options.format]))
     elif options.format in _REPORTS:
         _say_why(options, str(problem.get("detail", reply.status)))
     else:
-        _show(options, reply)
+        show(options, reply)
     return REFUSED if 400 <= reply.status < 500 and reply.status not in (408, 424, 425, 429) else CANNOT_TELL
 
 
-def _show(options: argparse.Namespace, reply: Reply, again: Callable[[], Reply] | None = None) -> None:
+def show(options: argparse.Namespace, reply: Reply, again: Callable[[], Reply] | None = None) -> None:
     """Write an answer of JSON in the form asked for; *again* asks for one that the gateway writes itself."""
     if again is not None and options.format in _REPORTS:
         found = again()
         if found.status == 200 and found.headers.get_content_type() == _ACCEPT[options.format]:
             reply = found
     if options.format == "text":
-        _write(options, telling.text(reply.document()))
+        write(options, telling.text(reply.document()))
     else:
-        _write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
+        write(options, reply.body.decode("utf-8", "replace").rstrip("\n"))
 
 
 def _say(text: str) -> None:
     print(telling.visible(text), file=sys.stderr, flush=True)
 
 
-def _write(options: argparse.Namespace, text: str) -> None:
+def write(options: argparse.Namespace, text: str) -> None:
+    """Write an answer to where it was asked for."""
     text = telling.visible(text)
     if options.output is None:
         print(text, flush=True)
