@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from service import nouns, pipeline
 from service.arguments import Parser
@@ -52,28 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _with_listen(check)
     check.set_defaults(run=_check)
 
-    policy = commands.add_parser("policy", help="try access policy and rules").add_subparsers(required=True)
-    test = policy.add_parser("test", help="run the tables of access and of rules in policies/tests")
-    _with_config(test)
-    test.add_argument(
-        "directory", nargs="?", type=Path, help="where the *.yaml tables are (default: tests beside the rows)"
-    )
-    test.set_defaults(run=_policy_test)
-    explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
-    _with_config(explain)
-    explain.add_argument("--group", action="append", default=[], help="a group of the subject; may be repeated")
-    for name in ("subject", "registry", "resource", "action"):
-        explain.add_argument(name)
-    explain.set_defaults(run=_policy_explain)
-    again = policy.add_parser("replay", help="judge past promotions again under changed rules; say what would differ")
-    _with_config(again)
-    again.add_argument("--environments", type=Path, help="the file with the new rules (default: the configured one)")
-    again.add_argument("--since", default="30d", help="how long ago (30d), or a time (default: 30d)")
-    again.add_argument("--until", help="the same; not included (default: now)")
-    again.add_argument("--environment", help="only this one")
-    again.add_argument("--model", default="*", help="only models of this name, or prefix that ends in *")
-    again.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    again.set_defaults(run=_policy_replay)
+    _add_policy(commands)
 
     audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
     verify = audit.add_parser("verify", help="find an edit, a deletion or a swap in the journal's hash chain")
@@ -103,6 +83,31 @@ def _parser() -> argparse.ArgumentParser:
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     return parser
+
+
+def _add_policy(commands: Any) -> None:
+    policy = commands.add_parser("policy", help="try access policy and rules").add_subparsers(required=True)
+    test = policy.add_parser("test", help="run the tables of access and of rules in policies/tests")
+    _with_config(test)
+    test.add_argument(
+        "directory", nargs="?", type=Path, help="where the *.yaml tables are (default: tests beside the rows)"
+    )
+    test.set_defaults(run=_policy_test)
+    explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
+    _with_config(explain)
+    explain.add_argument("--group", action="append", default=[], help="a group of the subject; may be repeated")
+    for name in ("subject", "registry", "resource", "action"):
+        explain.add_argument(name)
+    explain.set_defaults(run=_policy_explain)
+    again = policy.add_parser("replay", help="judge past promotions again under changed rules; say what would differ")
+    _with_config(again)
+    again.add_argument("--environments", type=Path, help="the file with the new rules (default: the configured one)")
+    again.add_argument("--since", default="30d", help="how long ago (30d), or a time (default: 30d)")
+    again.add_argument("--until", help="the same; not included (default: now)")
+    again.add_argument("--environment", help="only this one")
+    again.add_argument("--model", default="*", help="only models of this name, or prefix that ends in *")
+    again.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    again.set_defaults(run=_policy_replay)
 
 
 def _with_config(parser: argparse.ArgumentParser) -> None:
