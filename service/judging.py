@@ -102,19 +102,15 @@ class Judge:
                 return found.operation
         return ""
 
-    async def previous(self, backend: Backend, model: str, environment: Environment, live: str | None) -> str:
-        """Find the version that was live before and may be again.
 
-        Raises:
-            NotFound: there is none.
-        """
-        journal = self._trail.journal
-        periods = await journal.periods(backend.name, model)
-        for period in way_back(periods, environment.name):
-            if period.version != live and period.passed and await is_good(backend, journal, model, period):
-                return period.version
-        message = f"No version that was live in {environment.name!r} before can be rolled back to."
-        raise NotFound(message)
+async def previous(
+    backend: Backend, journal: Journal, model: str, environment: Environment, live: str | None
+) -> str | None:
+    """Find the version that was live before *live* and may be again; None if there is none."""
+    for period in way_back(await journal.periods(backend.name, model), environment.name):
+        if period.version != live and period.passed and await is_good(backend, journal, model, period):
+            return period.version
+    return None
 
 
 async def is_good(backend: Backend, journal: Journal, model: str, period: LivePeriod) -> bool:

@@ -16,10 +16,10 @@ from service.audit import Operation, Trail
 from service.backend import Backend
 from service.consequences import fulfilled
 from service.effects import Effect, MadeLive
-from service.errors import Conflict, GateClosed, GatewayError, OutcomeUnknown, RegistryUnavailable, Stale
+from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer, nothing
 from service.guard import live_version
-from service.judging import Asked, Judge
+from service.judging import Asked, Judge, previous
 from service.marking import Marking, ended_elsewhere, judged_as, made_live, missing_marks, staged, write_marks
 from service.model import PromotionResult, Verdict
 from service.promotion.environments import Environments
@@ -69,7 +69,11 @@ class Promoter:
         """
         if asked.purpose is Purpose.ROLLBACK and not asked.version:
             live = live_version(await backend.get_model(asked.model), environment)
-            asked = replace(asked, version=await self._judge.previous(backend, asked.model, environment, live))
+            before = await previous(backend, self._trail.journal, asked.model, environment, live)
+            if before is None:
+                message = f"No version that was live in {environment.name!r} before can be rolled back to."
+                raise NotFound(message)
+            asked = replace(asked, version=before)
             operation.version = asked.version
             operation.change = {**(operation.change or {}), "version": asked.version}
         candidate, model = await asyncio.gather(

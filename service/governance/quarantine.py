@@ -10,6 +10,7 @@ from service.effects import Quarantined, Released
 from service.errors import Conflict, NotFound
 from service.governance.desk import Desk
 from service.guard import live_version
+from service.judging import previous
 from service.model import Caller, Need, resource
 from service.provenance import find_origin, made_from
 from service.records import Quarantine
@@ -59,20 +60,10 @@ class QuarantineDesk:
         model, version = placed.model, placed.version
         backend = self._desk.gateway.backend(registry)
         found = await backend.get_model(model)
-        periods = await self._desk.journal.periods(registry, model)
         live: dict[str, str | None] = {}
         for environment in self._desk.environments.of(registry, model):
-            if live_version(found, environment) != version:
-                continue
-            earlier = [
-                item.version
-                for item in reversed(periods)
-                if item.environment == environment.name
-                and item.version != version
-                and item.kind != "drift"
-                and set(placed.behind).isdisjoint(item.behind)
-            ]
-            live[environment.name] = earlier[0] if earlier else None
+            if live_version(found, environment) == version:
+                live[environment.name] = await previous(backend, self._desk.journal, model, environment, version)
         return live
 
     async def lift(self, caller: Caller, registry: str, model: str, version: str) -> None:
