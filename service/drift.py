@@ -164,6 +164,8 @@ class Drift:
         await self._note_once(backend, model, environment, period, version)
         wanted = before_drift(periods, environment.name) if period is not None and period.kind == DRIFT else period
         done = found is not None and await self._revert(backend, environment, found, wanted)
+        if done:
+            self._seen.pop((backend.name, model, environment.name), None)
         return Look(environment.name, "reverted" if done else "drifted", recorded, live)
 
     async def _note_once(
@@ -269,18 +271,9 @@ class Drift:
             "environment": environment.name,
             "version": change.version,
             "purpose": "revert",
+            "passed": wanted is not None and wanted.passed,
+            "artifact_digest": wanted.artifact_digest if wanted else None,
         }
-        await self._gateway.trail.intent(operation)
-        try:
-            if version is None:
-                await take_marks(backend, found, environment)
-            else:
-                marks = missing_marks(self._environments, backend.name, found, version, environment)
-                await write_marks(backend, Marking(marks, found, version), operation)
-        except GatewayError as error:
-            operation.detail = error.detail
-            await self._gateway.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
-            return False
         effect: Effect = TakenDown(backend.name, found.name, (environment.name,), self._gateway.trail.now())
         if version is not None and wanted is not None:
             effect = await self._live(
@@ -292,6 +285,17 @@ class Drift:
                 passed=wanted.passed,
                 artifact_digest=wanted.artifact_digest,
             )
+        await self._gateway.trail.intent(operation)
+        try:
+            if version is None:
+                await take_marks(backend, found, environment)
+            else:
+                marks = missing_marks(self._environments, backend.name, found, version, environment)
+                await write_marks(backend, Marking(marks, found, version), operation)
+        except GatewayError as error:
+            operation.detail = error.detail
+            await self._gateway.trail.outcome(operation, "unknown" if isinstance(error, OutcomeUnknown) else "failed")
+            return False
         await self._gateway.trail.outcome(operation, "succeeded", [effect])
         self._gateway.follow([effect])
         return True

@@ -20,7 +20,7 @@ from service.change import (
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
-from service.records import RegisteredModel
+from service.records import ModelVersion, RegisteredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +130,8 @@ class Guard:
         if not isinstance(change, StageSet | VersionDelete):
             return
         version = await backend.get_version(change.model, change.version)
-        for item in retired:
-            if not item.enforced or not item.environment.marked_by("stage", version.stage):
-                continue
-            newest = live_of_stage(await backend.get_model(change.model), version.stage)
-            others = [
-                other.version
-                for other in await backend.list_versions(change.model)
-                if other.stage == version.stage and other.version != change.version
-            ]
-            if newest == change.version and others:
-                message = (
-                    f"Also in the stage {version.stage}, which marks {item.environment.name!r}: version "
-                    f"{', '.join(others[:10])}. One of them would become live unjudged; archive them first."
-                )
-                raise Conflict(message)
+        if any(item.enforced and item.environment.marked_by("stage", version.stage) for item in retired):
+            await check_older(backend, version)
 
     async def carries(self, backend: Backend, change: Change | None) -> list[Carried]:
         """List every version that a rename brings a mark of under the new name."""
@@ -191,6 +178,27 @@ def marked_versions(model: RegisteredModel, mark: Mark) -> tuple[str, ...]:
     if mark.kind == "alias":
         return (model.aliases[mark.value],) if mark.value in model.aliases else ()
     return model.stages.get(mark.value, ())
+
+
+async def check_older(backend: Backend, version: ModelVersion) -> None:
+    """Refuse to take *version* out of its stage if it is the newest there and others are behind it.
+
+    Raises:
+        Conflict: one of the others would become live unjudged. Nothing was forwarded.
+    """
+    if live_of_stage(await backend.get_model(version.model), version.stage) != version.version:
+        return
+    others = [
+        other.version
+        for other in await backend.list_versions(version.model)
+        if other.stage == version.stage and other.version != version.version
+    ]
+    if others:
+        message = (
+            f"Also in the stage {version.stage}, which marks an environment: version {', '.join(others[:10])}. "
+            "One of them would become live unjudged; archive them first."
+        )
+        raise Conflict(message)
 
 
 def live_of_stage(model: RegisteredModel, stage: str) -> str | None:

@@ -10,7 +10,7 @@ from service.backend import Backend
 from service.change import AliasSet, StageSet
 from service.effects import MadeLive
 from service.errors import GatewayError
-from service.guard import Guard, Retired
+from service.guard import Guard, Retired, live_of_stage
 from service.judging import Asked
 from service.model import Call, Need, resource
 from service.promoter import Promoter
@@ -50,8 +50,12 @@ class Observer:
             ("stage", getattr(change, "stage", "")),
         ):
             return []  # another mark: what is live stays
-        operation.after = {"version": change.version}
         try:
+            if isinstance(change, StageSet) and not change.archive:
+                newest = live_of_stage(await backend.get_model(change.model), change.stage)
+                if newest is not None and int(newest) > int(change.version):
+                    return []  # the newest in the stage stays live
+            operation.after = {"version": change.version}
             version = await backend.get_version(change.model, change.version)
             return [await self._promoter.made_live(backend, environment, version, operation)]
         except GatewayError:

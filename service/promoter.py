@@ -18,7 +18,7 @@ from service.consequences import fulfilled
 from service.effects import Effect, MadeLive
 from service.errors import Conflict, GateClosed, GatewayError, NotFound, OutcomeUnknown, RegistryUnavailable, Stale
 from service.gather import Gatherer, nothing
-from service.guard import live_version
+from service.guard import check_older, live_version
 from service.judging import Asked, Judge, previous
 from service.marking import Marking, ended_elsewhere, judged_as, made_live, missing_marks, staged, write_marks
 from service.model import PromotionResult, Verdict
@@ -114,9 +114,12 @@ class Promoter:
                 )
                 raise GateClosed(message, verdict)
             if any(mark.kind == "stage" for mark in marking.marks):
-                for other in staged(self._environments, backend.name, candidate, environment):
+                others = staged(self._environments, backend.name, candidate, environment)
+                for other in others:
                     if self._environments.later(other, environment):
                         await retire(other)
+                if any(other.enforced for other in others):
+                    await check_older(backend, candidate)
             operation.after = {"version": asked.version}
             if asked.purpose is Purpose.ROLLBACK:
                 operation.after["commit"] = await self._gatherer.commit(backend, candidate, origin)

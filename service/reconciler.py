@@ -101,7 +101,8 @@ class Reconciler:
             try:
                 done, seen, effects = await self._prove(backend, found)
             except NotFound as error:  # what it was about is gone
-                done, seen, effects = change.get("kind", "").endswith("Delete"), f"read back: {error.detail}", []
+                gone = change.get("kind", "").endswith("Delete")
+                done, seen, effects = None if change.get("debt") else gone, f"read back: {error.detail}", []
             if done is None:
                 outcome = "unknown" if self._age(found) >= UNPROVEN_SECONDS else None
             elif done:
@@ -154,9 +155,11 @@ class Reconciler:
         model = await backend.get_model(change["model"])
         live = live_version(model, environment)
         periods = await self._gateway.trail.journal.periods(backend.name, change["model"])
-        later = any(item.environment == name and item.since > found.at for item in periods)
+        here = [item for item in periods if item.environment == name]
+        later = any(item.since > found.at for item in here)
+        ended = any(item.until is not None and item.until > found.at for item in here)
         if live is None or live != change["version"]:  # it may have been live until something later came
-            return None if later else False, f"read back: {live or 'nothing'} is live in {name}", []
+            return None if later or ended else False, f"read back: {live or 'nothing'} is live in {name}", []
         seen = f"read back: version {live} is live in {name}"
         version = await backend.get_version(change["model"], live)
         records = await self._gateway.trail.journal.version(backend.name, version.model, version.binding)
@@ -180,11 +183,11 @@ class Reconciler:
             operation=found.operation,
             reason=data["reason"],
             kind=change.get("purpose", "promotion"),
-            passed=_passed(data["verdict"]),
-            artifact_digest=(data["verdict"] or {}).get("artifact_digest"),
+            passed=change.get("passed", _passed(data["verdict"])),  # a revert is judged by nothing
+            artifact_digest=change.get("artifact_digest", (data["verdict"] or {}).get("artifact_digest")),
         )
-        ended = ended_elsewhere(self._environments, backend.name, model, change.get("ends", ()), found.at)
-        return True, seen, [effect, *ended, *done]
+        elsewhere = ended_elsewhere(self._environments, backend.name, model, change.get("ends", ()), found.at)
+        return True, seen, [effect, *elsewhere, *done]
 
     async def _prove_retirement(self, backend: Backend, change: Mapping[str, Any], name: str) -> Proof:
         environment = self._environments.get(backend.name, change["model"], name)

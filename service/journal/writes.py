@@ -166,7 +166,8 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
             connection.execute(insert(t.requests), {**here, **dataclasses.asdict(effect.request)})
         case f.RequestEnded():
             ended = {"ended_at": effect.at, "ended_by": effect.by, "operation": effect.operation}
-            _set(connection, t.requests, effect.request_id, state=effect.state, **ended)
+            still_open = (t.requests.c.id == effect.request_id, t.requests.c.state == "open")
+            connection.execute(update(t.requests).where(*still_open).values(state=effect.state, **ended))
         case f.Owed():
             connection.execute(insert(t.debts), dataclasses.asdict(effect.debt))
         case f.Paid():

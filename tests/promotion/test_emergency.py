@@ -134,6 +134,26 @@ async def test_a_lost_outcome_leaves_its_debt_and_completes_its_request(running,
         assert (await ask(lead, "promotions", second, emergency=WHY)).status == 409
 
 
+async def test_a_lost_emergency_that_was_taken_down_leaves_its_debt(running, tmp_path, monkeypatch):
+    memory = Lossy()
+    floor = RULES.split(", {name: tested", maxsplit=1)[0].rstrip(",") + "]"
+    async with running(memory, environments=simple(tmp_path, "", floor)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client, accuracy=0.1)
+        good = await register(it, client)
+        assert (await ask(client, "promotions", good)).status == 200
+        memory.loses = "setRegisteredModelAlias"
+        assert (await ask(client.be("user:lead"), "promotions", version, emergency=WHY)).status == 504
+        memory.loses = ""
+        assert (await ask(client, "retirements", reason="it is wrong")).status == 200
+        monkeypatch.setattr("service.reconciler.UNPROVEN_SECONDS", 0.0)
+        await it.application.reconciler.sweep()
+        settled = (await it.events(action="environment:emergency", phase="reconciled"))[0]["data"]
+        assert settled["outcome"] == "unknown"
+        (debt,) = (await client("GET", DEBTS)).json["emergencies"]
+        assert debt["version"] == version
+
+
 async def test_of_several_at_once_in_one_environment_one_passes(running, tmp_path):
     floor = RULES.split(", {name: tested", maxsplit=1)[0].rstrip(",") + "]"
     async with running(environments=simple(tmp_path, "", floor)) as it:

@@ -45,6 +45,23 @@ async def test_a_dialect_write_goes_through_as_without_a_gate(running, tmp_path,
         assert [item.until is None for item in await it.application.journal.periods("main", "iris")] == [False]
 
 
+async def test_an_older_version_beside_a_newer_one_in_a_stage_is_not_recorded_as_live(running, tmp_path):
+    text = simple(tmp_path, "mode: observe")
+    (tmp_path / "environments.yaml").write_text(
+        (tmp_path / "environments.yaml").read_text().replace("{alias: champion}", "{stage: Production}")
+    )
+    async with running(environments=text) as it:
+        client = Client(it.application.asgi)
+        old, new = await register(it, client), await register(it, client)
+        for version in (new, old):
+            move = {"name": "iris", "version": version, "stage": "Production", "archive_existing_versions": False}
+            assert (await client.rpc("POST", "model-versions/transition-stage", **move)).status == 200
+        periods = await it.application.journal.periods("main", "iris")
+        assert [(item.version, item.until) for item in periods] == [(new, None)]
+        notes = (await it.events(action="stage:set", phase="outcome"))[-1]["data"]["notes"]
+        assert any(note.startswith("would_refuse: no archive_existing_versions") for note in notes)
+
+
 async def test_what_cannot_be_judged_changes_no_answer(running, tmp_path):
     async with running(environments=simple(tmp_path, "mode: observe", FLOOR)) as it:
         client = Client(it.application.asgi)

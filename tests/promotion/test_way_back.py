@@ -238,3 +238,34 @@ async def test_what_was_live_then_is_told_by_the_name_of_then(running, tmp_path)
         assert (await client("GET", f"{LIVE}?at={since}")).json["version"] == second
         history = (await client("GET", f"{LIVE}/history")).json["history"]
         assert [item["model"] for item in history] == ["iris", "iris", "iris", "rose"]
+
+
+async def test_a_second_drift_to_the_same_version_is_recorded_again(running, tmp_path):
+    async with running(environments=simple(tmp_path, "on_drift: revert")) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        for _ in range(2):
+            it.memory.models["iris"]["aliases"]["champion"] = second
+            assert await check(client) == "reverted"
+        assert len(await it.events(action="environment:drift")) == 2
+
+
+TWO_STAGES = """\
+environments:
+  staging: {marks: [{stage: Staging}], rules: %s}
+  production: {marks: [{stage: Production}], rules: []}
+"""
+
+
+async def test_promoting_out_of_a_stage_uncovers_no_older_version_there(running, tmp_path):
+    async with running(environments=environments(tmp_path, TWO_STAGES % FLOOR)) as it:
+        client = Client(it.application.asgi)
+        old, new = await register(it, client, accuracy=0.1), await register(it, client)
+        for version in (old, new):  # as it was before the gateway
+            it.memory.models["iris"]["versions"][version]["current_stage"] = "Staging"
+        refused = await ask(client, "promotions", new)
+        assert (refused.status, f"version {old}" in refused.json["detail"]) == (409, True)
+        move = {"name": "iris", "version": old, "stage": "Archived", "archive_existing_versions": False}
+        assert (await client.rpc("POST", "model-versions/transition-stage", **move)).status == 200
+        assert (await ask(client, "promotions", new)).status == 200
