@@ -77,6 +77,7 @@ periods = Table(
     Column("passed", Boolean, nullable=False),
     Column("live_as", Text, nullable=False),
     Index("periods_model", "registry", "model", "environment"),
+    Index("periods_live_as", "registry", "live_as"),
 )
 
 evidence = Table(

@@ -17,3 +17,4 @@ def upgrade() -> None:
     periods = sa.table("periods", *(sa.column(name) for name in ("kind", "passed", "live_as", "model")))
     op.execute(periods.update().values(live_as=periods.c.model))
     op.execute(periods.update().where(periods.c.kind.in_(("drift", "emergency"))).values(passed=sa.false()))
+    op.create_index("periods_live_as", "periods", ["registry", "live_as"])
