@@ -15,7 +15,7 @@ from service.effects import Effect, MadeLive, TakenDown
 from service.errors import GatewayError, NotFound, OutcomeUnknown
 from service.gateway import Gateway
 from service.guard import live_version
-from service.judging import is_good
+from service.judging import good_version
 from service.marking import Marking, made_live, missing_marks, take_marks, write_marks
 from service.model import Call, Need, Principal, Record, resource
 from service.promotion.environments import Environments
@@ -49,7 +49,7 @@ class Drift:
         self._environments = environments
         self._interval = interval_seconds
         self._task: asyncio.Task[None] | None = None
-        self._seen: dict[tuple[str, str, str], str] = {}
+        self._seen: dict[_Key, str] = {}
         """What is recorded of drift that is still to be reverted: the binding that was found."""
         self._checking: dict[_Key, asyncio.Task[Look]] = {}
         self._next: dict[_Key, asyncio.Task[Look]] = {}
@@ -255,10 +255,10 @@ class Drift:
         """Move the marks back to what should be live; False if that must not be or could not be done."""
         version = None
         if wanted is not None:
-            if not await is_good(backend, self._gateway.trail.journal, found.name, wanted):
+            version = await good_version(backend, self._gateway.trail.journal, found.name, wanted)
+            if version is None:
                 _log.error("drift is not reverted: what should be live is gone or in quarantine", model=found.name)
                 return False
-            version = await backend.get_version(found.name, wanted.version)
         operation = self._operation(backend, found.name, environment, "driftReverted", "environment:revert")
         operation.detail = "Moved back to what the record says."
         operation.before = {"version": live_version(found, environment)}

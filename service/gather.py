@@ -232,10 +232,13 @@ async def _run(backend: Backend, version: ModelVersion, origin: Origin | None) -
 
 
 async def judge(environment: Environment, facts: Facts, registry: str) -> Verdict:
-    """Judge in a thread: each rule may take milliseconds, and others are served in between."""
-    if environment.rules:
-        return await asyncio.to_thread(environment.judge, facts, registry)
-    return environment.judge(facts, registry)
+    """Judge *facts* `apart`."""
+    return await apart(environment, lambda: environment.judge(facts, registry))
+
+
+async def apart(environment: Environment, work: Callable[[], T]) -> T:
+    """Do what judges by *environment*'s rules in a thread: each may take milliseconds, and others are served."""
+    return await asyncio.to_thread(work) if environment.rules else work()
 
 
 async def nothing(value: T) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +9,7 @@ from service.audit import Journal, Operation, Trail
 from service.backend import Backend
 from service.effects import Archived, Weighed
 from service.errors import NotFound
-from service.gather import Gatherer, Question
+from service.gather import Gatherer, Question, apart
 from service.model import Principal, Verdict
 from service.promotion.facts import Facts
 from service.promotion.gate import Environment, Purpose
@@ -77,8 +76,7 @@ class Judge:
         def work() -> tuple[Verdict, Kept | None]:
             return environment.judge(facts, backend.name), None if asked.dry_run else keep(facts)
 
-        # rules may take milliseconds each, and others are served in between
-        verdict, kept = await asyncio.to_thread(work) if environment.rules else work()
+        verdict, kept = await apart(environment, work)
         if kept is not None and kept.problem:
             operation.notes.append(f"{environment.name}: {kept.problem}")
         elif kept is not None:
@@ -108,16 +106,17 @@ async def previous(
 ) -> str | None:
     """Find the version that was live before *live* and may be again; None if there is none."""
     for period in way_back(await journal.periods(backend.name, model), environment.name):
-        if period.version != live and period.passed and await is_good(backend, journal, model, period):
+        if period.version != live and period.passed and await good_version(backend, journal, model, period):
             return period.version
     return None
 
 
-async def is_good(backend: Backend, journal: Journal, model: str, period: LivePeriod) -> bool:
-    """Tell whether what was live then is still there, and not in quarantine."""
+async def good_version(backend: Backend, journal: Journal, model: str, period: LivePeriod) -> ModelVersion | None:
+    """Return what was live then, if it is still there and not in quarantine."""
     try:
         found = await backend.get_version(model, period.version)
     except NotFound:
-        return False
+        return None
     records = await journal.version(backend.name, model, found.binding)
-    return found.binding == period.binding and found.status == "READY" and records.quarantine is None
+    good = found.binding == period.binding and found.status == "READY" and records.quarantine is None
+    return found if good else None
