@@ -240,7 +240,7 @@ def _check(options: argparse.Namespace) -> int:
 def doubts_of(configuration: Configuration) -> list[str]:
     """List what is allowed in good files, and is probably not what was meant, each with file and line."""
     from service.app import environments_of
-    from service.authorization import Snapshot
+    from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
 
     settings = configuration.settings
@@ -253,8 +253,8 @@ def doubts_of(configuration: Configuration) -> list[str]:
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
     from service.app import authorization_of, environments_of, tls_of
-    from service.authentication import ApiKeys
-    from service.authorization import Snapshot
+    from service.authentication.api_keys import ApiKeys
+    from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
 
     settings, path = configuration.settings, configuration.path
@@ -292,7 +292,7 @@ def _policy_test(options: argparse.Namespace) -> int:
 
 
 def _policy_explain(options: argparse.Namespace) -> int:
-    from service.authorization import Snapshot, question_problem
+    from service.authorization.snapshot import Snapshot, question_problem
     from service.model import Principal
 
     configuration = load(options.config)
@@ -336,7 +336,7 @@ def _audit_verify(options: argparse.Namespace) -> int:
 def _key_new(options: argparse.Namespace) -> int:
     import yaml
 
-    from service.authentication import entry_for, new_key
+    from service.authentication.api_keys import entry_for, new_key
 
     key = new_key()
     entry = yaml.safe_dump(

@@ -31,14 +31,15 @@ from service.api import health as health_routes
 from service.api import records as record_routes
 from service.api import versions as version_routes
 from service.api.forwarded import Proxies
-from service.api.front import Front
+from service.api.front import Authenticate, Front
 from service.api.health import PUBLIC, Health, Metrics
 from service.api.problems import render_error
 from service.api.wrong import allowed_methods, sentence_of
 from service.asgi import ASGI, client_address
 from service.audit import Journal, Sink, Trail
-from service.authentication import ApiKeys
-from service.authorization import Authorizer
+from service.authentication.api_keys import ApiKeys
+from service.authentication.credentials import Credentials
+from service.authorization.snapshot import Authorizer
 from service.backend import Backend
 from service.backends.breaker import Breaker
 from service.backends.credentials import Secret, basic, bearer, tls_context
@@ -106,6 +107,7 @@ class Application:
             name: _backend(name, item, configuration, self.circuits[name]) for name, item in registries.items()
         }
         self.keys = ApiKeys(configuration.path(settings.authentication.api_keys or ""))
+        self.credentials = Credentials(self.keys)
         self.authorizer = Authorizer(
             configuration.path(settings.access.model), configuration.path(settings.access.rows), registries
         )
@@ -187,7 +189,7 @@ class Application:
             public=public,
             dialect=endpoint,
             render_dialect_error=render_mlflow_error,
-            authenticate=_with_identities(self.keys.authenticate, self.people),
+            authenticate=_with_identities(self.credentials.authenticate, self.people),
             trail=self.trail,
             access=self.gateway.access,
             metrics=self.metrics,
@@ -355,13 +357,11 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
         raise e.InvalidRequest(message)
 
 
-def _with_identities(
-    authenticate: Callable[[str | None], Principal], people: People
-) -> Callable[[str | None], Principal]:
+def _with_identities(authenticate: Authenticate, people: People) -> Authenticate:
     """Add to each principal the other identities of the same person."""
 
-    def identify(authorization: str | None) -> Principal:
-        principal = authenticate(authorization)
+    async def identify(authorization: str | None) -> Principal:
+        principal = await authenticate(authorization)
         return dataclasses.replace(principal, also=people.everyone(principal.persons) - principal.persons)
 
     return identify

@@ -18,7 +18,7 @@ from typing import IO
 
 import yaml
 
-from service.authentication import entry_for, new_key
+from service.authentication.api_keys import entry_for, new_key
 from service.errors import BadConfiguration
 
 DEMO_PRINCIPALS = {

@@ -33,6 +33,18 @@ class Unauthenticated(GatewayError):
     code, title = "unauthenticated", "Authentication needed"
 
 
+class IdentityUnavailable(GatewayError):
+    """Who calls cannot be told now: an issuer's keys cannot be had. Nothing was looked at."""
+
+    code, title = "identity-unavailable", "The caller cannot be identified now"
+
+
+class RateLimited(GatewayError):
+    """The caller sends too much. Nothing was looked at."""
+
+    code, title = "rate-limited", "Too many requests"
+
+
 class Denied(GatewayError):
     """No policy allows it. Nothing was forwarded."""
 

@@ -70,6 +70,8 @@ class Principal:
     """What the issuer said about the caller; nothing for an API key."""
     also: frozenset[str] = frozenset()
     """Other identities of the same person, by configuration."""
+    scope: frozenset[str] | None = None
+    """What the credential is narrowed to, ``<registry>/<action>`` each (`service.scope`); None: not narrowed."""
 
     @property
     def persons(self) -> frozenset[str]:
@@ -107,6 +109,8 @@ class Decision:
     row: str | None = None
     """The deciding row as ``file:line``, or None where no row matched."""
     revision: str = ""
+    beyond_scope: bool = False
+    """Whether the credential is narrowed to other things; no row was asked."""
 
     @property
     def denied_by_row(self) -> bool:

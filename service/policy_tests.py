@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.authorization import Snapshot
+from service.authorization.snapshot import Snapshot
 from service.errors import BadConfiguration
 from service.files import YamlFile
 from service.model import Principal

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from service.app import Application
-from service.authentication import entry_for
+from service.authentication.api_keys import entry_for
 from service.backends.memory import MemoryTransport
 from service.backends.mlflow import MlflowBackend
 from service.embedded import DEMO_PRINCIPALS, answers

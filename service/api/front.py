@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import unquote_to_bytes
 
 import structlog
@@ -50,6 +50,8 @@ _OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 _METHOD_FIELD = re.compile(rb"(?:^|&)(?:_|%5[Ff])method=", re.IGNORECASE)
 _HOST = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _NOBODY = Principal("user:unauthenticated")
+Authenticate = Callable[[str | None], Awaitable[Principal]]
+"""The Authorization header -> who sent it. Raises `Unauthenticated` for no, `IdentityUnavailable` for cannot tell."""
 _log = structlog.get_logger()
 
 
@@ -64,7 +66,7 @@ class Front:
         public: frozenset[str],
         dialect: ASGI,
         render_dialect_error: ErrorRenderer,
-        authenticate: Callable[[str | None], Principal],
+        authenticate: Authenticate,
         trail: Trail,
         access: Access,
         metrics: Metrics,
@@ -162,7 +164,7 @@ class Front:
 
     async def _identify(self, scope: Scope) -> None:
         try:
-            scope["state"]["principal"] = self._authenticate(_authorization(scope))
+            scope["state"]["principal"] = await self._authenticate(_authorization(scope))
         except Unauthenticated as error:
             scope["state"]["recorded"] = True
             if self.floods.admits(client_address(scope)):

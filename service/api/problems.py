@@ -11,6 +11,8 @@ TYPE_BASE = "https://registry-gateway.dev/problems/"
 
 STATUS: dict[type[e.GatewayError], int] = {
     e.Unauthenticated: 401,
+    e.IdentityUnavailable: 503,
+    e.RateLimited: 429,
     e.Denied: 403,
     e.UnknownRoute: 404,
     e.RefusedRoute: 404,

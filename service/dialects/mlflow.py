@@ -21,12 +21,14 @@ from service.errors import (
     GateClosed,
     GatewayError,
     IdempotencyKeyReused,
+    IdentityUnavailable,
     InvalidRequest,
     JournalUnavailable,
     MethodNotAllowed,
     NotFound,
     OperationPending,
     OutcomeUnknown,
+    RateLimited,
     RefusedRoute,
     RegistryRefused,
     RegistryUnavailable,
@@ -51,6 +53,8 @@ _INNER_TRACE = "assessment.trace_id"
 
 _STATUS: dict[type[GatewayError], tuple[int, str]] = {
     Unauthenticated: (401, "UNAUTHENTICATED"),
+    IdentityUnavailable: (503, "TEMPORARILY_UNAVAILABLE"),
+    RateLimited: (429, "REQUEST_LIMIT_EXCEEDED"),
     Denied: (403, "PERMISSION_DENIED"),
     UnknownRoute: (404, "ENDPOINT_NOT_FOUND"),
     RefusedRoute: (404, "ENDPOINT_NOT_FOUND"),

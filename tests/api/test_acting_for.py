@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from service.authentication import ApiKeys, entry_for
+from service.authentication.api_keys import ApiKeys, entry_for
 from service.embedded import DEMO_PRINCIPALS
 from service.errors import BadConfiguration
 from tests.client import V1, Client

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.authorization import Snapshot
+from service.authorization.snapshot import Snapshot
 from service.model import Principal
 from tests.api.test_promotion import alias_of, promote, register, satisfy
 from tests.client import V1, Client

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import aiohttp
 
-from service.authorization import Snapshot
+from service.authorization.snapshot import Snapshot
 from service.journal import schema
 from service.model import Principal
 from tests.benchmarks.promotion import promotions

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sqlalchemy import func, select
 
-from service.authentication import entry_for
+from service.authentication.api_keys import entry_for
 from service.journal import tables
 from tests.client import Client
 from tests.conftest import ROOT, TOKENS

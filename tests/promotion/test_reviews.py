@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from service.audit import canonical_json
-from service.authentication import entry_for
+from service.authentication.api_keys import entry_for
 from service.backends.memory import MemoryTransport
 from service.errors import BadConfiguration
 from service.promotion.gate import Environment

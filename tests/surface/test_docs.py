@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service.__main__ import main
-from service.authorization import Snapshot
+from service.authorization.snapshot import Snapshot
 from service.embedded import DEMO_PRINCIPALS
 from service.model import Principal
 from service.promotion.environments import load_environments

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.authentication import KEY_PREFIX, MAX_KEY_CHARACTERS, ApiKeys, entry_for, new_key
+from service.authentication.api_keys import KEY_PREFIX, MAX_KEY_CHARACTERS, ApiKeys, entry_for, new_key
 from service.errors import BadConfiguration, Unauthenticated
 from service.model import Principal
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.authorization import MAX_ROLE_DEPTH, Authorizer, Snapshot, action_match, resource_match
+from service.authorization.snapshot import MAX_ROLE_DEPTH, Authorizer, Snapshot, action_match, resource_match
 from service.errors import BadConfiguration
 from service.model import ACTIONS, Principal, resource
 from service.resources import all_shapes, shapes_of

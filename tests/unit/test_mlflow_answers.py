@@ -20,6 +20,8 @@ CLOSED = Verdict(
     ("error", "status", "code"),
     [
         (errors.Unauthenticated("x"), 401, "UNAUTHENTICATED"),
+        (errors.IdentityUnavailable("x"), 503, "TEMPORARILY_UNAVAILABLE"),
+        (errors.RateLimited("x"), 429, "REQUEST_LIMIT_EXCEEDED"),
         (errors.Denied("x"), 403, "PERMISSION_DENIED"),
         (errors.UnknownRoute("x"), 404, "ENDPOINT_NOT_FOUND"),
         (errors.RefusedRoute("x"), 404, "ENDPOINT_NOT_FOUND"),
@@ -39,7 +41,7 @@ CLOSED = Verdict(
 def test_errors_have_mlflows_shape(error: errors.GatewayError, status: int, code: str) -> None:
     found, headers, body = render_error(error)
     assert (found, json.loads(body)["error_code"]) == (status, code)
-    assert ("retry-after" in headers) is (status == 503 or isinstance(error, errors.OperationPending))
+    assert ("retry-after" in headers) is (status in (429, 503) or isinstance(error, errors.OperationPending))
     assert ("www-authenticate" in headers) is (status == 401)
 
 

@@ -23,6 +23,7 @@ from service.errors import BadConfiguration
 from service.files import read_text
 from service.model import ACTIONS, Decision, Principal, Scope
 from service.resources import all_shapes, asked_on, possible, shapes_of
+from service.scope import covers
 
 MAX_ROWS = 100_000
 MAX_ROLE_DEPTH = 9  # Casbin's role manager follows ten links; the first is the principal's own group
@@ -372,9 +373,13 @@ class Authorizer:
         return True
 
     def scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
-        """Return what can be read at most, by the snapshot in force."""
+        """Return what can be read at most, by the snapshot in force and what the credential is narrowed to."""
+        if principal.scope is not None and not covers(principal.scope, registry, action):
+            return Scope()
         return self.snapshot.scope(principal, registry, kind, action)
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
-        """Decide by the snapshot in force."""
+        """Decide by the snapshot in force, for what the credential is narrowed to."""
+        if principal.scope is not None and not covers(principal.scope, registry, action):
+            return Decision(revision=self.snapshot.revision, beyond_scope=True)
         return self.snapshot.decide_whole(principal, registry, resource, action)
