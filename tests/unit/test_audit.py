@@ -97,7 +97,7 @@ def test_an_event_is_a_cloudevent_that_says_who_did_what() -> None:
         "credential": "key-1",
         "address": "10.0.0.1",
     }
-    assert data["decision"] == {"allowed": True, "row": "policy.csv:3", "revision": "abc"}
+    assert data["decision"] == {"allowed": True, "row": "policy.csv:3", "revision": "abc", "beyond_scope": False}
     assert data["change"] == {"kind": "AliasSet", "model": "iris", "alias": "champion", "version": "3"}
     assert (data["operation"], data["phase"], data["outcome"], data["status"]) == (made.id, "outcome", "succeeded", 200)
     assert (data["call"], data["action"], data["registry"]) == ("setRegisteredModelAlias", "alias:set", "main")
