@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from service import nouns, pipeline
-from service.arguments import Parser
+from service import nouns, pipeline, policy_commands
+from service.arguments import Parser, say, with_config
 from service.embedded import Embedded
 from service.errors import BadConfiguration
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
@@ -34,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"registry-gateway: {error.detail}", file=sys.stderr)
         return WRONG if options.run is _check else CANNOT_RUN
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
         return INTERRUPTED
     return status
 
@@ -44,20 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the gateway; without a configuration, the embedded default")
-    _with_config(serve)
+    with_config(serve)
     _with_listen(serve)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate configuration, policy, environments and keys; start nothing")
-    _with_config(check)
+    with_config(check)
     _with_listen(check)
     check.set_defaults(run=_check)
 
-    _add_policy(commands)
+    policy_commands.add_commands(commands)
 
     audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
     verify = audit.add_parser("verify", help="find an edit, a deletion or a swap in the journal's hash chain")
-    _with_config(verify)
+    with_config(verify)
     verify.set_defaults(run=_audit_verify)
 
     key = commands.add_parser("key", help="API keys").add_subparsers(required=True)
@@ -70,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     journal = commands.add_parser("journal", help="the journal's schema").add_subparsers(required=True)
     upgrade = journal.add_parser("upgrade", help="create the journal or bring its schema up to date")
-    _with_config(upgrade)
+    with_config(upgrade)
     upgrade.set_defaults(run=_journal_upgrade)
 
     schema = commands.add_parser("schema", help="shapes of the files, for editors").add_subparsers(required=True)
@@ -83,35 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     return parser
-
-
-def _add_policy(commands: Any) -> None:
-    policy = commands.add_parser("policy", help="try access policy and rules").add_subparsers(required=True)
-    test = policy.add_parser("test", help="run the tables of access and of rules in policies/tests")
-    _with_config(test)
-    test.add_argument(
-        "directory", nargs="?", type=Path, help="where the *.yaml tables are (default: tests beside the rows)"
-    )
-    test.set_defaults(run=_policy_test)
-    explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
-    _with_config(explain)
-    explain.add_argument("--group", action="append", default=[], help="a group of the subject; may be repeated")
-    for name in ("subject", "registry", "resource", "action"):
-        explain.add_argument(name)
-    explain.set_defaults(run=_policy_explain)
-    again = policy.add_parser("replay", help="judge past promotions again under changed rules; say what would differ")
-    _with_config(again)
-    again.add_argument("--environments", type=Path, help="the file with the new rules (default: the configured one)")
-    again.add_argument("--since", default="30d", help="how long ago (30d), or a time (default: 30d)")
-    again.add_argument("--until", help="the same; not included (default: now)")
-    again.add_argument("--environment", help="only this one")
-    again.add_argument("--model", default="*", help="only models of this name, or prefix that ends in *")
-    again.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    again.set_defaults(run=_policy_replay)
-
-
-def _with_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: ${CONFIG}, else embedded)")
 
 
 def _with_listen(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +116,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         _validate(configuration)
         if embedded is not None:
-            embedded.start_server(_say)
+            embedded.start_server(say)
         _announce(configuration)
         Granian(
             "service.app:create",
@@ -165,7 +134,7 @@ def _serve(options: argparse.Namespace) -> int:
     finally:
         if embedded is not None:
             embedded.stop()
-    _say("stopped")
+    say("stopped")
     return GOOD
 
 
@@ -173,23 +142,23 @@ def _start_embedded() -> Embedded:
     embedded = Embedded(data_dir(os.environ))
     os.environ[f"{PREFIX}REGISTRIES__MAIN__URL"] = f"unix:{embedded.socket}"
     tokens = embedded.write_keys()
-    _say(f"demo keys, shown once (also in {embedded.data / 'demo-tokens.json'}):")
+    say(f"demo keys, shown once (also in {embedded.data / 'demo-tokens.json'}):")
     for principal, token in tokens.items():
-        _say(f"  {principal:<15} {token}")
-    _say(f"starting an MLflow server on SQLite; its log is {embedded.log}")
+        say(f"  {principal:<15} {token}")
+    say(f"starting an MLflow server on SQLite; its log is {embedded.log}")
     return embedded
 
 
 def _announce(configuration: Configuration) -> None:
     listen = configuration.settings.listen
     url = f"http://{listen.host}:{listen.port}"
-    _say(f"listening on {url}   (readiness: {url}/readyz, API: {url}/openapi.json)")
+    say(f"listening on {url}   (readiness: {url}/readyz, API: {url}/openapi.json)")
     if configuration.file is None:
         tokens = data_dir(os.environ) / "demo-tokens.json"
-        _say("paste this into another shell:")
-        _say(f"  export MLFLOW_TRACKING_URI={url}")
+        say("paste this into another shell:")
+        say(f"  export MLFLOW_TRACKING_URI={url}")
         read = f'import json; print(json.load(open("{tokens}"))["user:scientist"])'
-        _say(f"  export MLFLOW_TRACKING_TOKEN=$(python3 -c '{read}')")
+        say(f"  export MLFLOW_TRACKING_TOKEN=$(python3 -c '{read}')")
     sys.stdout.flush()
 
 
@@ -213,10 +182,10 @@ def _validate(configuration: Configuration) -> None:
     url = configuration.journal_url()
     if not schema.exists(url):
         schema.upgrade(url)
-        _say(f"made a new journal: {url}")
+        say(f"made a new journal: {url}")
     schema.check(url)
     if configuration.settings.environments is None:
-        _say("no environments are configured: nothing is gated")
+        say("no environments are configured: nothing is gated")
     Application(configuration)
 
 
@@ -232,8 +201,8 @@ def _check(options: argparse.Namespace) -> int:
     if problems:
         return WRONG
     if configuration.settings.environments is None:
-        _say("no environments are configured: nothing is gated; `environments` in the configuration names their file")
-    _say("configuration, policy, environments and keys are good")
+        say("no environments are configured: nothing is gated; `environments` in the configuration names their file")
+    say("configuration, policy, environments and keys are good")
     return GOOD
 
 
@@ -275,61 +244,15 @@ def problems_of(configuration: Configuration) -> list[str]:
     return problems
 
 
-def _policy_test(options: argparse.Namespace) -> int:
-    from service.policy_tests import run_tables, tables_in
-    from service.rule_tests import run_rule_tables
-
-    configuration = load(options.config)
-    directory = options.directory or configuration.path(configuration.settings.access.rows).parent / "tests"
-    access, rules = tables_in(directory)
-    failures = 0
-    for what, tables, run in (("access", access, run_tables), ("environments", rules, run_rule_tables)):
-        if tables:
-            passed, failed = run(configuration, tables, _say)
-            _say(f"{what}: {passed} passed, {failed} failed")
-            failures += failed
-    return WRONG if failures else GOOD
-
-
-def _policy_explain(options: argparse.Namespace) -> int:
-    from service.authorization.snapshot import Snapshot, question_problem
-    from service.model import Principal
-
-    configuration = load(options.config)
-    access, registries = configuration.settings.access, configuration.settings.registries
-    asked = (options.registry, options.resource, options.action)
-    problem = question_problem((options.subject, *options.group), *asked, registries)
-    if problem:
-        raise BadConfiguration(problem)
-    snapshot = Snapshot(configuration.path(access.model), configuration.path(access.rows), registries)
-    principal = Principal(options.subject, frozenset(options.group))
-    decision = snapshot.decide_whole(principal, *asked)
-    _say(f"{'allowed' if decision.allowed else 'denied'} by {decision.row or 'no row'}")
-    _say(f"roles: {', '.join(sorted(snapshot.roles_of(principal)))}")
-    return GOOD if decision.allowed else WRONG
-
-
-def _policy_replay(options: argparse.Namespace) -> int:
-    from service.promotion.replay_forms import render
-    from service.replay import Asked, replay
-
-    asked = Asked(options.environments, options.since, options.until, options.environment, options.model)
-    found = replay(load(options.config), asked)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to fail
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout.write(render(found, options.format))
-    return WRONG if found.differs else GOOD
-
-
 def _audit_verify(options: argparse.Namespace) -> int:
     from service.journal.verify import verify
 
     configuration = load(options.config)
     count, problem = verify(configuration.journal_url())
     if problem is not None:
-        _say(f"not intact: {problem}")
+        say(f"not intact: {problem}")
         return WRONG
-    _say(f"intact: {count} events")
+    say(f"intact: {count} events")
     return GOOD
 
 
@@ -349,10 +272,10 @@ def _key_new(options: argparse.Namespace) -> int:
         except OSError as error:
             message = f"{options.file}: {error.strerror}"
             raise BadConfiguration(message) from None
-        _say(f"added to {options.file}; the key, shown once:")
+        say(f"added to {options.file}; the key, shown once:")
     else:
-        _say(f"add this to the key file:\n{entry}and keep the key, shown once:")
-    _say(key)
+        say(f"add this to the key file:\n{entry}and keep the key, shown once:")
+    say(key)
     return GOOD
 
 
@@ -360,7 +283,7 @@ def _journal_upgrade(options: argparse.Namespace) -> int:
     from service.journal import schema
 
     schema.upgrade(load(options.config).journal_url())
-    _say(f"the journal has schema {schema.HEAD}")
+    say(f"the journal has schema {schema.HEAD}")
     return GOOD
 
 
@@ -376,10 +299,6 @@ def _schema_environments(_: argparse.Namespace) -> int:
 
     sys.stdout.write(json_schema().decode())
     return GOOD
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

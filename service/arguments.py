@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _SECRETS = frozenset({"--token", "--key", "--api-key", "--password"})
@@ -23,6 +24,17 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(_refused(unknown))
         return options, unknown
+
+
+def with_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option of all commands that read the configuration."""
+    text = "configuration file (default: $REGISTRY_GATEWAY_CONFIG, else embedded)"
+    parser.add_argument("--config", type=Path, help=text)
+
+
+def say(text: str) -> None:
+    """Print *text*, at once."""
+    print(text, flush=True)
 
 
 def _refused(unknown: Sequence[str]) -> str:
