@@ -14,6 +14,7 @@ from service import nouns, pipeline, policy_commands
 from service.arguments import Parser, say, with_config
 from service.embedded import Embedded
 from service.errors import BadConfiguration
+from service.modes import ENFORCE
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
 GOOD, WRONG, CANNOT_RUN, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -215,8 +216,13 @@ def doubts_of(configuration: Configuration) -> list[str]:
     settings = configuration.settings
     rows = configuration.path(settings.access.rows)
     snapshot = Snapshot(configuration.path(settings.access.model), rows, settings.registries)
+    modes = [
+        f"{configuration.file or 'registries'}: registries.{name}.mode is {item.mode}: access to it is not enforced"
+        for name, item in settings.registries.items()
+        if item.mode != ENFORCE
+    ]
     environments = environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities))
-    return snapshot.doubts(rows, tuple(item.name for item in environments))
+    return modes + snapshot.doubts(rows, tuple(item.name for item in environments))
 
 
 def problems_of(configuration: Configuration) -> list[str]:

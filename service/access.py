@@ -11,6 +11,7 @@ from service.backend import Backend
 from service.change import OfTraces, OutsideSource
 from service.errors import Denied, InvalidRequest
 from service.model import Call, Decision, Need, Principal, resource
+from service.modes import ENFORCE, NAMED, Denial, Modes
 from service.ownership import Ownership
 from service.promotion.gate import Environment, Mark
 
@@ -31,6 +32,8 @@ class Right:
     action: str
     unless_forbidden: bool = False
     """Only a row that denies it refuses; none has to allow it."""
+    observed: bool = False
+    """It was asked where access is not enforced."""
 
     @property
     def reads(self) -> bool:
@@ -42,10 +45,21 @@ class Access:
     """May they? The policy itself is behind *decide*."""
 
     def __init__(
-        self, decide: Decide, ownership: Ownership, sources: Mapping[str, tuple[str, ...]], trail: Trail
+        self,
+        decide: Decide,
+        ownership: Ownership,
+        sources: Mapping[str, tuple[str, ...]],
+        trail: Trail,
+        modes: Modes | None = None,
+        denied: Callable[[str, str], None] = lambda _registry, _action: None,
     ) -> None:
-        """Find resources through *ownership*; *sources* are the outside prefixes each registry accepts for versions."""
+        """Find resources through *ownership*; *sources* are the outside prefixes each registry accepts for versions.
+
+        Where *modes* say so, the registry's own API is answered in spite of a denial, which *denied* counts.
+        """
         self.decide = decide
+        self.modes = modes or Modes()
+        self._denied = denied
         self.ownership = ownership
         self._sources = sources
         self._trail = trail
@@ -63,7 +77,23 @@ class Access:
     def _note(self, operation: Operation, backend: Backend, where: str, action: str, *, unless_forbidden: bool) -> None:
         noted = self._noted.get(operation.key)
         if noted is not None:
-            noted[Right(backend.name, where, action, unless_forbidden)] = None
+            observed = operation.mode != ENFORCE
+            noted[Right(backend.name, where, action, unless_forbidden, observed)] = None
+
+    def lets_pass(self, operation: Operation, where: str, action: str, decision: Decision) -> bool:
+        """Tell whether a call goes on: it is allowed, or its denial is only recorded, which is done here.
+
+        What a credential is narrowed to holds in every mode.
+        """
+        if decision.allowed:
+            return True
+        if operation.mode == ENFORCE or decision.beyond_scope:
+            return False
+        denial = Denial(action, where, decision.row or "")
+        if denial not in operation.would_deny:
+            operation.would_deny.append(denial)
+            self._denied(operation.registry, action)
+        return True
 
     async def authorize_again(self, rights: Iterable[Right], operation: Operation) -> None:
         """Decide *rights* by the policy as it is now; the first refusal is recorded.
@@ -73,6 +103,8 @@ class Access:
         """
         for right in rights:
             decision = self.decide(operation.principal, right.registry, right.resource, right.action)
+            if right.observed and self.modes.of(right.registry) != ENFORCE and not decision.beyond_scope:
+                continue  # the first call left a record of it
             if decision.denied_by_row or not (decision.allowed or right.unless_forbidden):
                 operation.registry, operation.action, operation.resource = right.registry, right.action, right.resource
                 operation.decision = decision
@@ -83,6 +115,39 @@ class Access:
     def may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
         """Return the question that answers which leave things out ask: resource and action."""
         return lambda where, action: self.decide(principal, backend.name, where, action).allowed
+
+    def passes(self, backend: Backend, operation: Operation) -> Callable[[str, str], bool]:
+        """Return the question whether one thing more than a call's needs is let through: resource and action."""
+
+        def passed(where: str, action: str) -> bool:
+            return self.lets_pass(
+                operation, where, action, self.decide(operation.principal, backend.name, where, action)
+            )
+
+        return passed
+
+    def shows(self, backend: Backend, operation: Operation) -> Callable[[str, str], bool]:
+        """Return the question that a search asks of each row; what is shown in spite of a denial is collected."""
+
+        def shown(where: str, action: str) -> bool:
+            decision = self.decide(operation.principal, backend.name, where, action)
+            if decision.allowed:
+                return True
+            if operation.mode == ENFORCE or decision.beyond_scope:
+                return False
+            if len(operation.left_out) <= NAMED:
+                operation.left_out[Denial(action, where, decision.row or "")] = None
+            return True
+
+        return shown
+
+    def note_left_out(self, operation: Operation) -> None:
+        """Record what enforcement would leave out of the answer of a search: few by their names, many without."""
+        found = list(operation.left_out)
+        if len(found) > NAMED:
+            found = list(dict.fromkeys(Denial(item.action, f"{item.resource.split('/')[0]}/*") for item in found))
+        for item in found:
+            self.lets_pass(operation, item.resource, item.action, Decision(row=item.row or None))
 
     async def authorize(self, backend: Backend, needs: Iterable[Need], operation: Operation) -> None:
         """Decide every need; the first refusal is recorded.
@@ -97,13 +162,15 @@ class Access:
                     if isinstance(need.resource, OutsideSource)
                     else self.decide(operation.principal, backend.name, where, action)
                 )
-                if (index == 0 and action == need.action) or not decision.allowed:
+                passes = self.lets_pass(operation, where, action, decision)
+                if (index == 0 and action == need.action) or not passes:
                     operation.action, operation.resource, operation.decision = action, where, decision
-                if not decision.allowed:
+                if not passes:
                     message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
                     await self._trail.refused(operation, "denied")
                     raise Denied(message, operation=operation.id)
                 if not isinstance(need.resource, OutsideSource):
+                    operation.asked[action, where] = None
                     self._note(operation, backend, where, action, unless_forbidden=False)
 
     async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
@@ -157,9 +224,9 @@ class Access:
             Denied: a row forbids it.
         """
         needs = list(needs)
-        found = self.denied_by_row(backend, needs, operation.principal)
-        if found is not None:
-            need, decision = found
+        for need, decision in self._denied_by_rows(backend, needs, operation.principal):
+            if self.lets_pass(operation, str(need.resource), need.action, decision):
+                continue
             operation.action, operation.resource, operation.decision = need.action, str(need.resource), decision
             await self._trail.refused(operation, "denied")
             message = f"A policy row forbids {operation.principal.subject} {need.action} on {need.resource}."
@@ -172,12 +239,16 @@ class Access:
         self, backend: Backend, needs: Iterable[Need], principal: Principal
     ) -> tuple[Need, Decision] | None:
         """Return the first need that a row forbids."""
+        return next(self._denied_by_rows(backend, needs, principal), None)
+
+    def _denied_by_rows(
+        self, backend: Backend, needs: Iterable[Need], principal: Principal
+    ) -> Iterator[tuple[Need, Decision]]:
         for need in needs:
             if isinstance(need.resource, str):
                 decision = self.decide(principal, backend.name, need.resource, need.action)
                 if decision.denied_by_row:
-                    return need, decision
-        return None
+                    yield need, decision
 
 
 def marks_of(model: str, environment: Environment) -> list[Need]:

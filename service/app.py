@@ -55,7 +55,8 @@ from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
 from service.journal.store import SqlJournal
-from service.model import Caller, People, Principal
+from service.model import Caller, People, Principal, Scope
+from service.modes import ENFORCE, Modes
 from service.ownership import Ownership
 from service.page_tokens import PageTokens
 from service.promoter import Promoter
@@ -63,6 +64,7 @@ from service.promotion.environments import Environments, load_environments
 from service.promotion.gate import Environment
 from service.reconciler import Reconciler
 from service.records import Capabilities
+from service.scope import covers
 from service.seals import Seals
 from service.searching import Searches
 from service.settings import Configuration, Registry, load
@@ -126,7 +128,8 @@ class Application:
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
         sources = {name: registry.sources for name, registry in registries.items()}
-        access = Access(self.authorizer.decide, ownership, sources, self.trail)
+        self.modes = Modes({name: registry.mode for name, registry in registries.items()})
+        access = Access(self.authorizer.decide, ownership, sources, self.trail, self.modes, self._count_denial)
         seals = Seals(ownership, self.environments, self.trail.now)
         watch = Watch()
         promoter = Promoter(self.environments, gatherer, self.trail, seals)
@@ -138,7 +141,7 @@ class Application:
             seals=seals,
             watch=watch,
             spelling=Spelling(),
-            searches=Searches(ownership, self.authorizer.scope, PageTokens(_secret(configuration))),
+            searches=Searches(ownership, self._scope, PageTokens(_secret(configuration))),
             tally=Tally(self.trail, settings.audit.sum_seconds),
             trail=self.trail,
             changes=self.changes,
@@ -157,6 +160,16 @@ class Application:
         self.metrics = Metrics(self.health)
         self.litestar = self._litestar()
         self.asgi = self._front()
+
+    def _count_denial(self, registry: str, action: str) -> None:
+        self.metrics.would_deny.labels(registry, action).inc()
+
+    def _scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
+        """Say which names a search asks for: every one where access is not enforced and the credential not narrowed."""
+        narrowed = principal.scope is not None and not covers(principal.scope, registry, action)
+        if self.modes.of(registry) != ENFORCE and not narrowed:
+            return Scope(prefixes=frozenset({""}))
+        return self.authorizer.scope(principal, registry, kind, action)
 
     def _litestar(self) -> Litestar:
         return build_litestar(
@@ -202,6 +215,8 @@ class Application:
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
         self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
+        for name, mode in self.modes.not_enforced().items():
+            _log.warning("access is not enforced", registry=name, mode=mode)
         self.trail.start()
         self.gateway.tally.start()
         self.reconciler.start()

@@ -29,6 +29,7 @@ from service.effects import (
 )
 from service.errors import GatewayError
 from service.model import ACTIONS, Call, Decision, Principal, Record, Verdict
+from service.modes import ENFORCE, Denial
 from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
 MAX_EVENT_BYTES = 16 << 10
@@ -216,6 +217,14 @@ class Operation:
     """Nothing about it waits for the journal."""
     intended: bool = False
     """An intent is durable, so the operation must end with an outcome."""
+    mode: str = ENFORCE
+    """How access is taken: only a call of a registry's own API has another than ``enforce``."""
+    asked: dict[tuple[str, str], None] = dataclasses.field(default_factory=dict)
+    """Every right that had to be there, action and resource; the first is what it is about."""
+    would_deny: list[Denial] = dataclasses.field(default_factory=list)
+    """What enforcement would have refused."""
+    left_out: dict[Denial, None] = dataclasses.field(default_factory=dict)
+    """What enforcement would have left out of a search; one more than are named says that there are many."""
 
     @classmethod
     def opened(cls, call: Call, now: float) -> Operation:
@@ -263,6 +272,8 @@ class Operation:
             "version": self.version,
             "environment": self.environment,
             "decision": dataclasses.asdict(self.decision),
+            "asked": [{"action": action, "resource": where} for action, where in self.asked],
+            "would_deny": [dataclasses.asdict(item) for item in self.would_deny],
             "verdict": self.verdict.document() if self.verdict else None,
             "verdicts": {name: item.document() for name, item in self.verdicts.items()},
             "facts": {
@@ -367,6 +378,8 @@ def _core(data: Any) -> Any:
         "facts": dict(list(data.get("facts", {}).items())[:5]),
         "actor": {**data["actor"], "groups": list(data["actor"].get("groups", ()))[:5]},
         "notes": list(data.get("notes", ()))[:3],
+        "asked": list(data.get("asked", ()))[:5],
+        "would_deny": list(data.get("would_deny", ()))[:5],
         "cut": True,
     }
 

@@ -25,6 +25,8 @@ class GatewayError(Exception):
         self.detail = detail
         self.operation = operation
         self.retry_after = retry_after
+        self.headers: Mapping[str, str] = {}
+        """More to say in headers."""
 
 
 class Unauthenticated(GatewayError):

@@ -37,6 +37,7 @@ from service.joining import read_back
 from service.judging import Asked
 from service.marking import take_marks
 from service.model import Answer, Call, Record, Verdict
+from service.modes import header_of
 from service.observing import Observer
 from service.promoter import Promoter
 from service.promotion.gate import Environment, Purpose
@@ -109,16 +110,29 @@ class Gateway:
         """
         operation = Operation.opened(call, self.trail.now())
         backend = self.backend(call.registry)
+        if call.request is not None:  # of the registry's own API; our own operations are enforced in every mode
+            operation.mode = self.access.modes.of(backend.name)
+        try:
+            answer = await self._take(backend, call, operation)
+        except GatewayError as error:
+            error.headers = header_of(operation.mode, operation.would_deny)
+            raise
+        headers = header_of(operation.mode, operation.would_deny)
+        return dataclasses.replace(answer, headers={**answer.headers, **headers}) if headers else answer
+
+    async def _take(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         if call.record is Record.EACH:
             return await self._changes.run(self._change(backend, call, operation))
         await self.access.authorize(backend, call.needs, operation)
         await self._spelling.check(backend, call)
         if call.listing is not None or call.experiments or call.traces:
-            answer = await self._searches.search(backend, call, self.access.may(backend, call.principal))
+            answer = await self._search(backend, call, operation)
         else:
             answer = await self._forward_telemetry_or_read(backend, call, operation)
         if self._record_reads and call.record is Record.NONE:
             await self.trail.noted(operation)
+        elif operation.would_deny and call.record is Record.NONE:
+            self.tally.count(operation, "", failed=False)
         return dataclasses.replace(answer, revision=operation.decision.revision)
 
     def backend(self, registry: str) -> Backend:
@@ -155,6 +169,11 @@ class Gateway:
         effects = list(effects)
         self.seals.apply(effects)
         self._watch.apply(effects)
+
+    async def _search(self, backend: Backend, call: Call, operation: Operation) -> Answer:
+        answer = await self._searches.search(backend, call, self.access.shows(backend, operation))
+        self.access.note_left_out(operation)
+        return answer
 
     async def _forward_telemetry_or_read(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         request = call.request
@@ -377,7 +396,9 @@ class Gateway:
         with self.seals.writing(backend, call):  # from before the check: nothing is judged in between
             await self.seals.check(backend, call)
             may = self.access.may(backend, call.principal)
-            await check_deletion(backend, call, self.access.ownership, may, self._guard.environments, operation.notes)
+            passes = self.access.passes(backend, operation)
+            owners, environments = self.access.ownership, self._guard.environments
+            await check_deletion(backend, call, owners, may, passes, environments, operation.notes)
             if isinstance(call.change, VersionCreate):
                 model_id = str(call.request.message.get("model_id", "")) if call.request else ""
                 await check_run(backend, call.change, model_id)

@@ -27,12 +27,18 @@ May = Callable[[str, str], bool]
 
 
 async def check_deletion(
-    backend: Backend, call: Call, ownership: Ownership, may: May, environments: Environments, notes: list[str]
+    backend: Backend,
+    call: Call,
+    ownership: Ownership,
+    may: May,
+    passes: May,
+    environments: Environments,
+    notes: list[str],
 ) -> None:
-    """Refuse to delete what stands behind registered versions, unless the caller ``may`` `DELETE_REFERENCED`.
+    """Refuse to delete what stands behind registered versions, unless `DELETE_REFERENCED` ``passes``.
 
-    Then it is said in *notes*. What stands behind a version that is live in one of *environments* is not deleted by
-    anybody; what is sealed was refused before.
+    *may* says which versions the caller may read; they are said in *notes*. What stands behind a version that is live
+    in one of *environments* is not deleted by anybody; what is sealed was refused before.
 
     Raises:
         Conflict: it stands behind versions; those the caller may read are named. Nothing was forwarded.
@@ -56,7 +62,7 @@ async def check_deletion(
             raise Conflict(message)
         named = _named(behind, may) if isinstance(behind, list) else behind
         where = await ownership.resource_of(backend, deleted)
-        if not may(where, DELETE_REFERENCED):
+        if not passes(where, DELETE_REFERENCED):
             message = f"It stands behind {named}. That needs {DELETE_REFERENCED} on {where}; nothing was forwarded."
             raise Conflict(message)
         notes.append(f"{DELETE_REFERENCED}: it stands behind {named}")

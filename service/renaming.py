@@ -14,6 +14,7 @@ from service.errors import Denied, GatewayError, NotFound
 from service.guard import Carried, Guard
 from service.judging import Asked
 from service.model import STAGES, Call, Need, resource
+from service.modes import always_enforced
 from service.observing import Observer
 from service.promoter import Promoter
 from service.promotion.environments import Environments
@@ -34,6 +35,8 @@ class Renames:
     async def refuse_gain(self, backend: Backend, change: ModelRename, operation: Operation) -> None:
         """A rename cannot shed a deny or inherit a grant: what the caller may do must not grow with the new name.
 
+        Where access is only observed, that holds for what our own routes ask: an approval would count otherwise.
+
         Raises:
             Denied: it would. Nothing was forwarded.
         """
@@ -46,6 +49,8 @@ class Renames:
             before = self._access.decide(operation.principal, backend.name, old, action)
             after = self._access.decide(operation.principal, backend.name, new, action)
             if after.allowed and not before.allowed:
+                if not always_enforced(action) and self._access.lets_pass(operation, old, action, before):
+                    continue
                 operation.action, operation.resource, operation.decision = action, old, before
                 await self._trail.refused(operation, "denied")
                 message = (

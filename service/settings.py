@@ -15,6 +15,7 @@ import yaml
 
 from service.errors import BadConfiguration
 from service.files import YamlFile, convert
+from service.modes import ENFORCE, MODES
 
 PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
@@ -55,7 +56,8 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_certificate_file: str | None = None
     client_key_file: str | None = None
     workspace: str | None = None
-    mode: str = "enforce"
+    mode: str = ENFORCE
+    """Access to the registry's own API: ``enforce``; in ``warn`` and ``observe`` a denial is recorded, no more."""
     sources: tuple[str, ...] = ()
     """Prefixes of version sources outside the registry that callers may register, e.g. ``s3://models/``."""
     timeout_seconds: float = 30.0
@@ -289,8 +291,8 @@ def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:
         raise file.error(f"registries.{name}.kind: {registry.kind} is not supported by this version", *at, "kind")
     if registry.kind != "mlflow":
         raise file.error(f"registries.{name}.kind: unknown kind {registry.kind!r}; there is: mlflow", *at, "kind")
-    if registry.mode != "enforce":
-        raise file.error(f"registries.{name}.mode: only enforce is supported by this version", *at, "mode")
+    if registry.mode not in MODES:
+        raise file.error(f"registries.{name}.mode: {registry.mode!r} is none of {', '.join(MODES)}", *at, "mode")
     for source in registry.sources:
         if not source.endswith("/") or ":" not in source:
             raise file.error(

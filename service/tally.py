@@ -1,9 +1,10 @@
-"""Sums up telemetry: what nobody waits for is counted here and written to the journal about once a minute."""
+"""Sums up telemetry, and reads that enforcement would refuse: counted here, journalled about once a minute."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import time
@@ -18,6 +19,7 @@ import structlog
 from service.audit import Event, Operation, Trail
 from service.errors import JournalUnavailable
 from service.model import Principal
+from service.modes import Denial
 
 _MAX_SUMS = 10_000
 _MAX_UPLOADS = 20_000
@@ -81,8 +83,9 @@ class _Sum:
         self.uploads_not_listed += other.uploads_not_listed
 
 
-_Key = tuple[str, str, str, str, str]
-"""Registry, subject, action, resource, and the run or logged model."""
+_Rights = tuple[tuple[str, str], ...]
+_Key = tuple[str, str, str, str, str, _Rights, tuple[Denial, ...]]
+"""Registry, subject, action, resource, the run or logged model, all rights asked, and what would have been refused."""
 
 
 class Tally:
@@ -118,7 +121,12 @@ class Tally:
 
     def count(self, operation: Operation, identifier: str, *, failed: bool, upload: Upload | None = None) -> None:
         """Count one call that was decided and forwarded."""
-        key = (operation.registry, operation.principal.subject, operation.action, operation.resource, identifier)
+        denials = tuple(sorted(operation.would_deny))
+        key = (
+            *(operation.registry, operation.principal.subject, operation.action, operation.resource, identifier),
+            tuple(operation.asked),
+            denials,
+        )
         now = self._trail.now()
         if key not in self._sums and len(self._sums) >= _MAX_SUMS:
             self._merge()
@@ -139,8 +147,11 @@ class Tally:
         for forget in ((4,), (3, 4)):
             merged: dict[_Key, _Sum] = {}
             for key, found in self._sums.items():
-                parts = [_EVERYTHING if index in forget else part for index, part in enumerate(key)]
-                coarse = (parts[0], parts[1], parts[2], parts[3], parts[4])
+                parts = [_EVERYTHING if index in forget else part for index, part in enumerate(key[:5])]
+                asked, denials = key[5:]
+                if 3 in forget:  # the resource
+                    asked, denials = (), tuple(sorted({Denial(item.action, _EVERYTHING) for item in denials}))
+                coarse = (parts[0], parts[1], parts[2], parts[3], parts[4], asked, denials)
                 if coarse in merged:
                     merged[coarse].add(found)
                 else:
@@ -183,7 +194,7 @@ class Tally:
 
 def _documents(operation: str, sums: Mapping[_Key, _Sum]) -> Iterator[Mapping[str, Any]]:
     """Give the data of the events; the files of one run may need several."""
-    for (registry, _, action, resource, identifier), found in sums.items():
+    for (registry, _, action, resource, identifier, asked, denials), found in sums.items():
         for index, uploads in enumerate(_lists(found.uploads)):
             first = index == 0
             yield {
@@ -202,6 +213,8 @@ def _documents(operation: str, sums: Mapping[_Key, _Sum]) -> Iterator[Mapping[st
                 "resource": resource,
                 "registry": registry,
                 "run": identifier or None,
+                "asked": [{"action": a, "resource": where} for a, where in asked],
+                "would_deny": [dataclasses.asdict(item) for item in denials],
                 "calls": dict(found.calls) if first else {},
                 "failed": dict(found.failed) if first else {},
                 "since": _time(found.since),

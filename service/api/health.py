@@ -149,6 +149,12 @@ class Metrics:
         )
         for name, look in health.circuits.items():
             circuit.labels(name).set_function(partial(_is_open, look))
+        self.would_deny = Counter(
+            "registry_gateway_would_deny",
+            "Denials of access that were recorded and not enforced.",
+            ["registry", "action"],
+            registry=self.registry,
+        )
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )

@@ -100,6 +100,7 @@ def render_error(error: GatewayError) -> tuple[int, dict[str, str], bytes]:
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = ", ".join(error.allowed)
+    headers |= error.headers
     if error.operation:
         headers["registry-gateway-operation"] = error.operation
     return status, headers, json.dumps({"error_code": code, "message": detail, **more}).encode()

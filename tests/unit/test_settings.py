@@ -77,7 +77,7 @@ def test_defaults(read: Read) -> None:
         (BASE.replace(URL, "ftp://mlflow"), 4, "must be http://"),
         (BASE.replace(URL, "http:///x"), 4, "must be http://"),
         (BASE.replace(URL, "unix:mlflow.sock"), 4, "absolute path"),
-        (BASE.replace(URL, f"{URL}\n    mode: shadow"), 5, "only enforce"),
+        (BASE.replace(URL, f"{URL}\n    mode: shadow"), 5, "none of enforce, warn, observe"),
         (BASE.replace(URL, f"{URL}\n    sources: ['s3://models']"), 5, "ends in /"),
         (BASE.replace(URL, f"{URL}\n    sources: ['models/']"), 5, "ends in /"),
         (BASE.replace(URL, f"{URL}\n    username: u"), 2, "username and password_file go together"),
