@@ -17,7 +17,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/registry-gateway openapi > build/openapi.json.new && cmp build/openapi.json.new openapi/openapi.json
 	$(BIN)/registry-gateway schema environments | cmp - policies/environments.schema.json
-	$(BIN)/registry-gateway policy test
+	$(BIN)/registry-gateway policy test --min-coverage 100
 
 unit: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -q

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from service.authorization.snapshot import Snapshot
+from service.authorization.coverage import Coverage
+from service.authorization.snapshot import Snapshot, question_problem
 from service.errors import BadConfiguration
 from service.files import YamlFile
 from service.model import Principal
+from service.outcomes import Outcome
 from service.settings import Configuration
+
+MAX_QUESTIONS = 10_000
+NO_ROW = "none"
+_Names = str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One question and its expected answer."""
+    """Questions and the answer that each of them must have: every principal, action and resource with every other."""
 
-    principal: str
-    action: str
-    resource: str
+    principal: _Names
+    action: _Names
+    resource: _Names
     expect: Literal["allow", "deny"]
     groups: tuple[str, ...] = ()
     registry: str = "main"
+    by: str | None = None
+    """The row that must decide, as ``policy.csv:12``, or ``none``."""
+
+    @property
+    def questions(self) -> Iterator[tuple[str, str, str]]:
+        """Principal, action and resource of each question."""
+        principals, actions, resources = self._names
+        return product(principals, actions, resources)
+
+    @property
+    def count(self) -> int:
+        """How many questions there are."""
+        return prod(len(names) for names in self._names)
+
+    @property
+    def _names(self) -> list[tuple[str, ...]]:
+        return [(item,) if isinstance(item, str) else item for item in (self.principal, self.action, self.resource)]
 
 
 def tables_in(directory: Path) -> tuple[list[Path], list[Path]]:
@@ -46,28 +71,50 @@ def _is_of_rules(table: Any) -> bool:
     return isinstance(table, list) and bool(table) and isinstance(table[0], dict) and "environment" in table[0]
 
 
-def run_tables(configuration: Configuration, files: Iterable[Path], say: Callable[[str], None]) -> tuple[int, int]:
-    """Run the tables *files*; say what differs; return how many cases passed and failed.
+def snapshot_of(configuration: Configuration) -> Snapshot:
+    """Load the configured policy.
+
+    Raises:
+        BadConfiguration: it is wrong.
+    """
+    access = configuration.settings.access
+    return Snapshot(
+        configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
+    )
+
+
+def run_tables(snapshot: Snapshot, registries: Iterable[str], files: Iterable[Path]) -> tuple[list[Outcome], Coverage]:
+    """Run the tables *files*; return what became of each question, and which rows they exercised.
 
     Raises:
         BadConfiguration: a table that cannot be read, or that asks what nobody can ask.
     """
-    access = configuration.settings.access
-    snapshot = Snapshot(
-        configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
-    )
-    passed = failed = 0
+    registries = tuple(registries)
+    outcomes: list[Outcome] = []
+    coverage = Coverage(snapshot)
     for path in files:
         file = YamlFile(path)
         for index, case in enumerate(file.convert(tuple[Case, ...])):
-            principal = Principal(case.principal, frozenset(case.groups))
-            decision = snapshot.decide_whole(principal, case.registry, case.resource, case.action)
-            if decision.allowed is (case.expect == "allow"):
-                passed += 1
-                continue
-            failed += 1
-            say(
-                f"{path}:{file.line(index)}: {case.principal} {case.action} {case.resource}: "
-                f"expected {case.expect}, decided by {decision.row or 'no row'}"
-            )
-    return passed, failed
+            outcomes += _run(case, file, index, registries, coverage)
+    return outcomes, coverage
+
+
+def _run(case: Case, file: YamlFile, index: int, registries: tuple[str, ...], coverage: Coverage) -> Iterator[Outcome]:
+    if case.count > MAX_QUESTIONS:
+        raise file.error(f"{case.count} questions in one case; {MAX_QUESTIONS} at most", index)
+    if case.by not in (None, NO_ROW, *(row.where for row in coverage.snapshot.rows)):
+        raise file.error(f"no permission row is at {case.by!r}; write file:line, or {NO_ROW}", index, "by")
+    where = f"{file.path}:{file.line(index)}"
+    for subject, action, resource in case.questions:
+        problem = question_problem((subject, *case.groups), case.registry, resource, action, registries)
+        if problem:
+            raise file.error(problem, index)
+        principal = Principal(subject, frozenset(case.groups))
+        decision = coverage.snapshot.decide_whole(principal, case.registry, resource, action)
+        coverage.note(principal, decision)
+        row, problems = decision.row or NO_ROW, []
+        if decision.allowed is not (case.expect == "allow"):
+            problems.append(f"expected {case.expect}, decided by {decision.row or 'no row'}")
+        elif case.by not in (None, row):
+            problems.append(f"expected to be decided by {case.by}, decided by {row}")
+        yield Outcome(where, f"{subject} {action} {resource}", tuple(problems))

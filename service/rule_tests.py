@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ import msgspec
 from service.errors import BadConfiguration
 from service.files import YamlFile
 from service.model import Finding
+from service.outcomes import Outcome
 from service.promotion.environments import load_environments
 from service.promotion.facts import SCHEMA
 from service.promotion.gate import Environment
@@ -37,8 +38,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     now: Annotated[datetime, msgspec.Meta(tz=True)] = _NOW
 
 
-def run_rule_tables(configuration: Configuration, files: Iterable[Path], say: Callable[[str], None]) -> tuple[int, int]:
-    """Run the tables *files*; say what differs; return how many cases passed and failed.
+def run_rule_tables(configuration: Configuration, files: Iterable[Path]) -> list[Outcome]:
+    """Run the tables *files*; return what became of each case.
 
     Raises:
         BadConfiguration: a table that cannot be read, or names an environment, rule or fact that does not exist.
@@ -51,7 +52,7 @@ def run_rule_tables(configuration: Configuration, files: Iterable[Path], say: Ca
         raise BadConfiguration(message)
     path = configuration.path(settings.environments)
     environments = {item.name: item for item in load_environments(path, dict.fromkeys(settings.registries, _ALL))}
-    passed = failed = 0
+    outcomes: list[Outcome] = []
     for table in files:
         file = YamlFile(table)
         for index, case in enumerate(file.convert(tuple[Case, ...])):
@@ -60,11 +61,9 @@ def run_rule_tables(configuration: Configuration, files: Iterable[Path], say: Ca
                 problem = f"no environment is named {case.environment!r}; there are: {', '.join(environments)}"
                 raise file.error(problem, index, "environment")
             _check_facts(case, file, index)
-            problems = list(_differences(environment.of_model(case.model), case, file, index))
-            for problem in problems:
-                say(f"{table}:{file.line(index)}: {case.environment}: {problem}")
-            passed, failed = passed + (not problems), failed + bool(problems)
-    return passed, failed
+            problems = tuple(_differences(environment.of_model(case.model), case, file, index))
+            outcomes.append(Outcome(f"{table}:{file.line(index)}", case.environment, problems))
+    return outcomes
 
 
 def _check_facts(case: Case, file: YamlFile, index: int) -> None:

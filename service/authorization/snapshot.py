@@ -92,6 +92,7 @@ class Snapshot:
         parsed, links = _parse(rows, rows_text, frozenset(registries))
         self.rows = tuple(parsed)
         self._links = tuple(links)
+        self.links = tuple((member, role, f"{rows.name}:{line}") for member, role, line in links)
         self._roles = _closure(links, rows)
         self._index: dict[tuple[str, str, str, str], list[Row]] = {}
         self._allowing: dict[str, list[Row]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import BadConfiguration
+from service.outcomes import counts
 from service.rule_tests import run_rule_tables
 from service.settings import load
 from tests.conftest import ROOT, write_configuration
@@ -17,10 +18,10 @@ def run(tmp_path):
     configuration = load(write_configuration(tmp_path), environ={})
 
     def run(text):
-        said = []
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables/a.yaml").write_text(text)
-        return run_rule_tables(configuration, [tmp_path / "tables/a.yaml"], said.append), said
+        outcomes = run_rule_tables(configuration, [tmp_path / "tables/a.yaml"])
+        return counts(outcomes), [line for outcome in outcomes for line in outcome.lines]
 
     return run
 

@@ -1,0 +1,53 @@
+"""Which rows the tests of a policy exercise: those that decided a case, and the memberships that led to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from service.authorization.explaining import path_to, shown
+from service.authorization.snapshot import Snapshot
+from service.model import Decision, Principal
+
+
+@dataclass
+class Coverage:
+    """Notes what was decided; says which rows no case needed."""
+
+    snapshot: Snapshot
+    _exercised: set[str] = field(default_factory=set)
+
+    def note(self, principal: Principal, decision: Decision) -> None:
+        """Note the row that decided, and the ``g`` rows by which the principal came to it."""
+        if decision.row is None:
+            return
+        self._exercised.add(decision.row)
+        for subject in {row.subject for row in self.snapshot.rows if row.where == decision.row}:
+            steps = path_to(self.snapshot, principal, subject)
+            self._exercised |= {step.where for step in steps if step.where is not None}
+
+    @property
+    def missed(self) -> list[tuple[str, str]]:
+        """The rows that no case exercised, in the order of the file: ``file:line`` and text."""
+        return [(where, text) for where, text in self._rows().items() if where not in self._exercised]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many rows were exercised, and how many there are."""
+        total = len(self._rows())
+        return total - len(self.missed), total
+
+    @property
+    def percent(self) -> float:
+        """The part that was exercised."""
+        exercised, total = self.counts
+        return 100 * exercised / total
+
+    def _rows(self) -> dict[str, str]:
+        return dict(sorted(self._all(), key=lambda item: int(item[0].rpartition(":")[2])))
+
+    def _all(self) -> Iterator[tuple[str, str]]:
+        for row in self.snapshot.rows:
+            yield row.where, shown(row).text
+        for member, role, where in self.snapshot.links:
+            yield where, f"g, {member}, {role}"

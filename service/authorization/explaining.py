@@ -1,0 +1,158 @@
+"""Explains what a snapshot decides: by which row, by which memberships, and which rows nearly matched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from service.authorization.snapshot import Row, Snapshot, action_match, resource_match
+from service.explanation import Explanation, Holder, Near, PolicyRow, Step, WhoCan
+from service.model import Principal
+
+MAX_NEAR = 10
+MAX_HOLDERS = 1_000
+_ORDER = ("resource", "registry", "action", "subject", "object")
+"""What the rows that nearly matched differ in, nearest first; ``object``: an action on another kind of thing."""
+
+
+def explain(snapshot: Snapshot, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
+    """Explain the decision of `Snapshot.decide_whole`. Takes time that grows with the rows: not on the event loop."""
+    decision = snapshot.decide_whole(principal, registry, resource, action)
+    rows = {row.where: row for row in snapshot.rows if row.where == decision.row}
+    deciding = rows.get(decision.row or "")
+    return Explanation(
+        subject=principal.subject,
+        groups=tuple(sorted(principal.groups)),
+        registry=registry,
+        resource=resource,
+        action=action,
+        allowed=decision.allowed,
+        revision=decision.revision,
+        row=shown(deciding) if deciding else None,
+        decided_on=_decided_on(deciding, resource) if deciding else "",
+        path=tuple(path_to(snapshot, principal, deciding.subject)) if deciding else (),
+        roles=tuple(sorted(snapshot.roles_of(principal))),
+        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding)),
+    )
+
+
+def who_can(snapshot: Snapshot, registry: str, resource: str, action: str) -> WhoCan:
+    """Decide for each subject that the policy names. Takes time that grows with the rows: not on the event loop.
+
+    Groups that only credentials name are listed as groups, not by their members.
+    """
+    rows = {row.where: row for row in snapshot.rows}
+    names = {row.subject for row in snapshot.rows} | {name for link in snapshot.links for name in link[:2]}
+    found: dict[bool, list[Holder]] = {True: [], False: []}
+    for name in sorted(names, key=lambda name: (name.startswith("role:"), name)):
+        decision = snapshot.decide_whole(Principal(name), registry, resource, action)
+        if decision.row is not None:
+            found[decision.allowed].append(Holder(name, shown(rows[decision.row])))
+    return WhoCan(
+        registry,
+        resource,
+        action,
+        snapshot.revision,
+        tuple(found[True][:MAX_HOLDERS]),
+        tuple(found[False][:MAX_HOLDERS]),
+        sum(max(0, len(holders) - MAX_HOLDERS) for holders in found.values()),
+    )
+
+
+def shown(row: Row) -> PolicyRow:
+    """Give a row as it is shown."""
+    text = f"p, {row.subject}, {row.registry}, {row.resource}, {row.action}, {row.effect}"
+    return PolicyRow(row.where, text)
+
+
+def path_to(snapshot: Snapshot, principal: Principal, wanted: str) -> list[Step]:
+    """Return the shortest way of memberships from *principal* to *wanted*; nothing where they are the same."""
+    parents: dict[str, list[tuple[str, str]]] = {}
+    for member, role, where in snapshot.links:
+        parents.setdefault(member, []).append((role, where))
+    ways: dict[str, tuple[Step, ...]] = {principal.subject: ()}
+    for group in sorted(principal.groups - {principal.subject}):
+        ways[group] = (Step(principal.subject, group, None),)
+    frontier = list(ways)
+    while wanted not in ways and frontier:
+        reached = []
+        for member in frontier:
+            for role, where in parents.get(member, ()):
+                if role not in ways:
+                    ways[role] = (*ways[member], Step(member, role, where))
+                    reached.append(role)
+        frontier = reached
+    return list(ways.get(wanted, ()))
+
+
+def _decided_on(row: Row, resource: str) -> str:
+    return resource if resource_match(resource, row.resource) else "/".join(resource.split("/")[:2])
+
+
+def _near(snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str], deciding: Row | None) -> list[Near]:
+    """List the nearest rows that did not decide: those that match too, and those that differ in one thing.
+
+    Of the principal's own rows those that differ in two count as well.
+    """
+    roles = snapshot.roles_of(principal)
+    found: dict[str, tuple[tuple[int, ...], Near]] = {}
+    for index, row in enumerate(snapshot.rows):
+        if deciding is not None and row.where == deciding.where:
+            continue
+        differs = tuple(_differences(row, roles, *asked))
+        if len(differs) > (1 if "subject" in differs else 2):
+            continue
+        reasons = [_reason(kind, row, principal, asked) for kind in differs]
+        because = "; ".join(reasons) or _matches_too(row, deciding)
+        kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
+        rank = (len(differs), *kinds, -_common(row.resource, asked[1]), index)
+        if row.where not in found or rank < found[row.where][0]:
+            found[row.where] = (rank, Near(row.where, shown(row).text, differs, because))
+    return [near for _, near in sorted(found.values(), key=lambda item: item[0])[:MAX_NEAR]]
+
+
+def _rank(kind: str, row: Row, asked: tuple[str, str, str]) -> int:
+    other = kind == "action" and row.action.partition(":")[0] != asked[2].partition(":")[0]
+    return _ORDER.index("object" if other else kind)
+
+
+def _differences(row: Row, roles: frozenset[str], registry: str, resource: str, action: str) -> Iterator[str]:
+    if not resource_match(resource, row.resource):
+        yield "resource"
+    if row.registry not in (registry, "*"):
+        yield "registry"
+    if not action_match(action, row.action):
+        yield "action"
+    if row.subject not in roles:
+        yield "subject"
+
+
+def _reason(kind: str, row: Row, principal: Principal, asked: tuple[str, str, str]) -> str:
+    registry, resource, action = asked
+    if kind == "action":
+        return f"its action {row.action} is not {action}"
+    if kind == "registry":
+        return f"its registry {row.registry} is not {registry}"
+    if kind == "subject":
+        return f"{principal.subject} is not in {row.subject}" if ":" in row.subject else f"it is for {row.subject}"
+    if row.resource == f"{resource}/*":
+        return f"{row.resource} covers what is below {resource}, not {resource} itself"
+    if resource.startswith(f"{row.resource}/"):
+        return f"{row.resource} covers nothing below itself; {row.resource}/* does"
+    return f"its resource {row.resource} does not cover {resource}"
+
+
+def _matches_too(row: Row, deciding: Row | None) -> str:
+    if deciding is not None and deciding.effect == "deny" and row.effect == "allow":
+        return f"it matches, and the deny of {deciding.where} beats it"
+    return "it matches too"
+
+
+def _common(pattern: str, resource: str) -> int:
+    """Count how far a pattern and a resource agree: whole segments first, then characters of the next one."""
+    score = 0
+    for expected, given in zip(pattern.split("/"), resource.split("/"), strict=False):
+        if expected != given and not (expected.endswith("*") and given.startswith(expected[:-1])):
+            same = next((at for at, pair in enumerate(zip(expected, given, strict=False)) if len({*pair}) > 1), None)
+            return score + (same if same is not None else min(len(expected), len(given)))
+        score += 1_000
+    return score
