@@ -34,6 +34,11 @@ class Unauthenticated(GatewayError):
 
     code, title = "unauthenticated", "Authentication needed"
 
+    def __init__(self, detail: str, *, reason: str = "") -> None:
+        """Tell the caller *detail*; *reason* is the exact one, for the log and the event, never for the caller."""
+        super().__init__(detail)
+        self.reason = reason
+
 
 class IdentityUnavailable(GatewayError):
     """Who calls cannot be told now: an issuer's keys cannot be had. Nothing was looked at."""

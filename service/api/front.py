@@ -169,7 +169,9 @@ class Front:
             scope["state"]["recorded"] = True
             if self.floods.admits(client_address(scope)):
                 operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
-                operation.detail = error.detail
+                operation.detail = error.reason or error.detail
+                if error.reason:
+                    _log.warning("credential refused", reason=error.reason, address=client_address(scope))
                 await self._trail.refused(operation, "denied")
             raise
 
