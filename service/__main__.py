@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from service import nouns, pipeline, policy_commands
+from service import keys, nouns, pipeline, policy_commands
 from service.arguments import Parser, say, with_config
 from service.embedded import Embedded
 from service.errors import BadConfiguration
@@ -59,13 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     with_config(verify)
     verify.set_defaults(run=_audit_verify)
 
-    key = commands.add_parser("key", help="API keys").add_subparsers(required=True)
-    new = key.add_parser("new", help="make a key; only its hash goes into the key file")
-    new.add_argument("principal", help="user:… or service:…")
-    new.add_argument("--group", action="append", default=[], help="group:…; may be repeated")
-    new.add_argument("--acting-for", metavar="PERSON", help="user:…; who is behind it where four eyes are asked")
-    new.add_argument("--file", type=Path, help="append the entry to this key file")
-    new.set_defaults(run=_key_new)
+    keys.add_commands(commands)
 
     journal = commands.add_parser("journal", help="the journal's schema").add_subparsers(required=True)
     upgrade = journal.add_parser("upgrade", help="create the journal or bring its schema up to date")
@@ -238,7 +232,7 @@ def problems_of(configuration: Configuration) -> list[str]:
         lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
     ]
     if configuration.file is not None:  # the embedded default writes its own keys
-        parts.append(lambda: ApiKeys(path(settings.authentication.api_keys or "")))
+        parts.append(lambda: ApiKeys(path(settings.authentication.api_keys or ""), registries=settings.registries))
     for name, registry in settings.registries.items():
         parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []
@@ -259,29 +253,6 @@ def _audit_verify(options: argparse.Namespace) -> int:
         say(f"not intact: {problem}")
         return WRONG
     say(f"intact: {count} events")
-    return GOOD
-
-
-def _key_new(options: argparse.Namespace) -> int:
-    import yaml
-
-    from service.authentication.api_keys import entry_for, new_key
-
-    key = new_key()
-    entry = yaml.safe_dump(
-        [entry_for(key, options.principal, tuple(options.group), acting_for=options.acting_for)], sort_keys=False
-    )
-    if options.file is not None:
-        try:
-            with os.fdopen(os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
-                file.write(entry)
-        except OSError as error:
-            message = f"{options.file}: {error.strerror}"
-            raise BadConfiguration(message) from None
-        say(f"added to {options.file}; the key, shown once:")
-    else:
-        say(f"add this to the key file:\n{entry}and keep the key, shown once:")
-    say(key)
     return GOOD
 
 

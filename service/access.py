@@ -167,6 +167,8 @@ class Access:
                     operation.action, operation.resource, operation.decision = action, where, decision
                 if not passes:
                     message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
+                    if decision.beyond_scope:
+                        message += f" The scope of its credential leaves out {backend.name}/{action}."
                     await self._trail.refused(operation, "denied")
                     raise Denied(message, operation=operation.id)
                 if not isinstance(need.resource, OutsideSource):

@@ -214,6 +214,13 @@ class Answered:
     at: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeysUsed:
+    """API keys let somebody in: the id of each, and when the hour of its last use began (Unix time)."""
+
+    hours: Mapping[str, int]
+
+
 Effect = (
     Opened
     | Settled
@@ -236,4 +243,5 @@ Effect = (
     | Owed
     | Paid
     | Answered
+    | KeysUsed
 )

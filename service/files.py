@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +17,11 @@ MAX_BYTES = 16 << 20
 
 
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_TEXT, _MAP, _LIST = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
 MAX_DEPTH = 32
 _MAX_NODES = 200_000
+_MAX_ITEM_NODES = 2_000
+_ITEMS_AT_A_TIME = 4
 
 
 def check_yaml(text: str | bytes) -> None:
@@ -41,13 +46,17 @@ def check_yaml(text: str | bytes) -> None:
 class YamlFile:
     """A parsed YAML file that knows where each of its keys stands."""
 
-    def __init__(self, path: Path, text: str | None = None) -> None:
-        """Parse *path* (or *text*, read before).
+    def __init__(self, path: Path, text: str | None = None, *, item: yaml.Node | None = None) -> None:
+        """Parse *path* (or *text*, read before; or take *item*, the part of it that was parsed already).
 
         Raises:
             BadConfiguration: unreadable, not YAML, a key twice, or an alias; the message names file and line.
         """
         self.path = path
+        if item is not None:
+            self._node: yaml.Node | None = item
+            self.data: Any = self._plain(item, set())
+            return
         if text is None:
             text = read_text(path)
         try:
@@ -78,6 +87,8 @@ class YamlFile:
             return document
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, seen) for item in node.value]
+        if node.tag == _TEXT:
+            return str(node.value)
         if node.tag in _NUMBERS and ":" in str(node.value):  # 10:30 is a time to everybody but YAML 1.1
             return str(node.value)
         loader = yaml.CSafeLoader("")
@@ -120,6 +131,82 @@ class YamlFile:
         return convert(self.data if self.data is not None else {}, kind, self)
 
 
+def yaml_items(path: Path, text: str) -> Iterator[YamlFile]:
+    """Yield the items of *path*, a list, one by one.
+
+    A long list is never in memory as a tree, and threads that wait are let run between the items.
+
+    Raises:
+        BadConfiguration: as of a `YamlFile`; the items before it were given.
+    """
+    try:
+        events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
+        next(events)
+        if isinstance(next(events), yaml.StreamEndEvent):
+            return
+        first = next(events)
+        if isinstance(first, yaml.ScalarEvent) and first.value in ("", "~", "null"):
+            return
+        if not isinstance(first, yaml.SequenceStartEvent):
+            message = f"{path}:{first.start_mark.line + 1}: Expected `array`: the file is a list"
+            raise BadConfiguration(message)
+        for number, event in enumerate(events):
+            if isinstance(event, yaml.SequenceEndEvent):
+                break
+            yield YamlFile(path, item=_Composer(events).node(event))
+            if number % _ITEMS_AT_A_TIME == 0:
+                time.sleep(0)
+        next(events)
+        another = next(events)
+        if not isinstance(another, yaml.StreamEndEvent):
+            message = f"{path}:{another.start_mark.line + 1}: not valid YAML: a second document"
+            raise BadConfiguration(message)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        message = f"{where}: not valid YAML: {error.problem}"
+        raise BadConfiguration(message) from None
+    except (yaml.YAMLError, ValueError) as error:
+        message = f"{path}: not valid YAML: {error}"
+        raise BadConfiguration(message) from None
+
+
+class _Composer:
+    """Makes the tree of one item from the parser's events, as PyYAML's own composer does, within bounds."""
+
+    def __init__(self, events: Iterator[Any]) -> None:
+        self._events = events
+        self._nodes = 0
+
+    def node(self, event: Any, depth: int = 1) -> yaml.Node:
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > _MAX_ITEM_NODES:
+            problem = f"more than {MAX_DEPTH} levels or {_MAX_ITEM_NODES} nodes in one item"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            alias: Any = event.start_mark  # C or Python mark
+            raise yaml.MarkedYAMLError(problem="YAML aliases are not read", problem_mark=alias)
+        begin, end = event.start_mark, event.end_mark
+        if isinstance(event, yaml.ScalarEvent):
+            tag = event.tag
+            if tag is None or tag == "!":
+                tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]  # PyYAML's
+            return yaml.ScalarNode(tag, event.value, begin, end)
+        inside: list[Any] = []
+        for child in self._events:
+            if isinstance(child, yaml.CollectionEndEvent):
+                end = child.end_mark
+                break
+            if isinstance(event, yaml.SequenceStartEvent):
+                inside.append(self.node(child, depth + 1))
+            else:
+                inside.append((self.node(child, depth + 1), self.node(next(self._events), depth + 1)))
+        if isinstance(event, yaml.SequenceStartEvent):
+            return yaml.SequenceNode(event.tag or _LIST, inside, begin, end)
+        return yaml.MappingNode(event.tag or _MAP, inside, begin, end)
+
+
+_RESOLVER = yaml.SafeLoader("")
 _ANY = "\0any"
 
 

@@ -28,6 +28,11 @@ def covers(scope: Iterable[str], registry: str, action: str) -> bool:
     return any(_covers(item, registry, action) for item in scope)
 
 
+def reaches(scope: Iterable[str] | None, registry: str) -> bool:
+    """Tell whether *scope* leaves anything of *registry*; None leaves all."""
+    return scope is None or any(item.partition("/")[0] in ("*", registry) for item in scope)
+
+
 def within(narrower: Iterable[str], scope: Iterable[str]) -> bool:
     """Tell whether each item of *narrower* is covered by one item of *scope*."""
     held = tuple(scope)

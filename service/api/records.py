@@ -18,6 +18,7 @@ from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.governance import Governance
 from service.model import Caller
+from service.scope import reaches
 
 Cursor = Annotated[str | None, QueryParameter(pattern="^[0-9]{1,18}$", description="From `next_cursor`.")]
 Text = Annotated[str | None, QueryParameter(max_length=500)]
@@ -28,12 +29,13 @@ Awaiting = Annotated[str | None, QueryParameter(pattern="^me$", description="Tho
 
 
 @get("/v1/registries", operation_id="listRegistries", opt={"action": "none"}, tags=["registries"])
-async def list_registries(gateway: NamedDependency[Gateway]) -> s.RegistriesBody:
-    """List the configured registries and what they can hold."""
+async def list_registries(caller: NamedDependency[Caller], gateway: NamedDependency[Gateway]) -> s.RegistriesBody:
+    """List the configured registries and what they can hold; of a narrowed credential those that its scope names."""
     return s.RegistriesBody(
         [
             s.RegistryBody(name, "mlflow", **dataclasses.asdict(backend.capabilities))
             for name, backend in gateway.backends.items()
+            if reaches(caller.principal.scope, name)
         ]
     )
 
@@ -64,9 +66,15 @@ async def adopt(
 
 
 @get("/v1/environments", operation_id="listEnvironments", opt={"action": "none"}, tags=["environments"])
-async def list_environments(governance: NamedDependency[Governance]) -> s.EnvironmentsBody:
-    """List the environments, their marks, and everything that is asked of a version there."""
-    return s.EnvironmentsBody([shapes.environment(*item) for item in governance.trail.environments()])
+async def list_environments(
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance]
+) -> s.EnvironmentsBody:
+    """List the environments, their marks, and everything that is asked of a version there.
+
+    A narrowed credential sees those of the registries that its scope names.
+    """
+    listed = [item for item in governance.trail.environments() if reaches(caller.principal.scope, item[0])]
+    return s.EnvironmentsBody([shapes.environment(*item) for item in listed])
 
 
 @get("/v1/rules/{digest:str}", operation_id="getRules", opt={"action": "none"}, tags=["environments"])

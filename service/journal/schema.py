@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import BadConfiguration
 
-HEAD = "0005"
+HEAD = "0006"
 """The schema this version reads and writes."""
 _PREFIX = "sqlite:///"
 

@@ -189,5 +189,13 @@ answers = Table(
     Index("answers_at", "at"),
 )
 
+key_uses = Table(
+    "key_uses",
+    metadata,
+    Column("credential", String(200), primary_key=True),
+    Column("hour", Integer, nullable=False),
+)
+"""The beginning of the hour in which each API key was last used."""
+
 BY_MODEL = (creations, periods, evidence, approvals, quarantines, requests, debts)
 """Tables that follow a model when it is renamed."""

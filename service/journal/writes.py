@@ -176,6 +176,8 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
             connection.execute(_PASSED, {"by_operation": effect.debt_id})
         case f.Answered():
             _answer(connection, effect)
+        case f.KeysUsed():
+            _use(connection, effect)
 
 
 def _opened(effect: f.Opened) -> dict[str, Any]:
@@ -207,6 +209,14 @@ def _answer(connection: Connection, effect: f.Answered) -> None:
     connection.execute(delete(t.answers).where(c.at < effect.at - ANSWERS_KEPT_SECONDS))
     if connection.execute(select(c.at).where(c.key == effect.key)).first() is None:
         connection.execute(insert(t.answers), dataclasses.asdict(effect))
+
+
+def _use(connection: Connection, effect: f.KeysUsed) -> None:
+    """Keep the last hour of each key."""
+    c = t.key_uses.c
+    for credential, hour in effect.hours.items():
+        if connection.execute(update(t.key_uses).where(c.credential == credential).values(hour=hour)).rowcount == 0:
+            connection.execute(insert(t.key_uses).values(credential=credential, hour=hour))
 
 
 def _insert_body(

@@ -105,8 +105,8 @@ OTHER = ENTRY.replace("ann-1", "ann-2").replace(SHA, "f" * 64)
         ("- [\n", 2, "not valid YAML"),
         ("- 1\n", 1, "Expected `object`"),
         (f"- id: a\n  principal: user:a\n\n- {ENTRY[2:]}", 1, "sha256"),
-        (ENTRY + "  role: admin\n", 4, "unknown key '0.role'"),
-        (ENTRY + OTHER + "  role: admin\n", 7, "unknown key '1.role'"),
+        (ENTRY + "  role: admin\n", 4, "unknown key 'role'"),
+        (ENTRY + OTHER + "  role: admin\n", 7, "unknown key 'role'"),
         (ENTRY + "  id: b\n", 4, "'id' stands twice"),
         (ENTRY + OTHER.replace("ann-2", "ann-1"), 4, "'ann-1' stands twice"),
         (ENTRY + OTHER.replace("f" * 64, SHA), 6, "same sha256"),
@@ -126,7 +126,7 @@ OTHER = ENTRY.replace("ann-1", "ann-2").replace(SHA, "f" * 64)
         (ENTRY + "  expires: 1577836800\n", 4, "not a date and time"),
         (ENTRY + "  expires: true\n", 4, "not a date and time"),
         (ENTRY + "  expires: 2020-13-01\n", 4, "month"),
-        ("- &a\n  id: a\n- *a\n", 3, "aliases are not read"),
+        (ENTRY.replace("- id", "- &a\n  id") + "- *a\n", 5, "aliases are not read"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(load: Load, text: str, line: int, says: str) -> None:
