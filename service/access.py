@@ -38,7 +38,7 @@ class Right:
     @property
     def reads(self) -> bool:
         """Whether it changes nothing."""
-        return self.action.endswith(":read")
+        return self.action.endswith((":read", ":evaluate", ":explain", ":assume"))
 
 
 class Access:
@@ -110,7 +110,18 @@ class Access:
                 operation.decision = decision
                 await self._trail.refused(operation, "denied")
                 message = f"{operation.principal.subject} may not {right.action} on {right.resource} any more."
-                raise Denied(message, operation=operation.id)
+                raise self._denied(message, operation, right.registry)
+
+    def _denied(self, sentence: str, operation: Operation, registry: str) -> Denied:
+        """Make the refusal; the row that decides is told to those who may know it, and to nobody else."""
+        decision = operation.decision
+        if decision.beyond_scope:
+            sentence += " The credential is narrowed to other actions or registries."
+        if not self.decide(operation.principal, registry, "access", "access:explain").allowed:
+            return Denied(sentence, operation=operation.id)
+        if not decision.beyond_scope:
+            sentence += f" {decision.row} denies it." if decision.row else " No row allows it."
+        return Denied(sentence, operation=operation.id, decision=decision)
 
     def may(self, backend: Backend, principal: Principal) -> Callable[[str, str], bool]:
         """Return the question that answers which leave things out ask: resource and action."""
@@ -170,7 +181,7 @@ class Access:
                     if decision.beyond_scope:
                         message += f" The scope of its credential leaves out {backend.name}/{action}."
                     await self._trail.refused(operation, "denied")
-                    raise Denied(message, operation=operation.id)
+                    raise self._denied(message, operation, backend.name)
                 if not isinstance(need.resource, OutsideSource):
                     operation.asked[action, where] = None
                     self._note(operation, backend, where, action, unless_forbidden=False)
@@ -232,7 +243,7 @@ class Access:
             operation.action, operation.resource, operation.decision = need.action, str(need.resource), decision
             await self._trail.refused(operation, "denied")
             message = f"A policy row forbids {operation.principal.subject} {need.action} on {need.resource}."
-            raise Denied(message, operation=operation.id)
+            raise self._denied(message, operation, backend.name)
         for need in needs:
             if isinstance(need.resource, str):
                 self._note(operation, backend, need.resource, need.action, unless_forbidden=True)

@@ -337,6 +337,11 @@ def openapi_document(app: Litestar) -> bytes:
             "status": {"type": "integer"},
             "detail": {"type": "string"},
             "operation": {"type": "string"},
+            "decision": {
+                "type": "object",
+                "description": "Of a 403, for callers with `access:explain`. `row` is null where no row matches.",
+                "properties": {"row": {"type": ["string", "null"]}, "revision": {"type": "string"}},
+            },
             "verdict": {"$ref": "#/components/schemas/VerdictBody"},
         },
     }

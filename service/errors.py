@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from service.model import Verdict
+    from service.model import Decision, Verdict
 
 
 class GatewayError(Exception):
@@ -56,6 +56,11 @@ class Denied(GatewayError):
     """No policy allows it. Nothing was forwarded."""
 
     code, title = "denied", "Not allowed"
+
+    def __init__(self, detail: str, *, operation: str | None = None, decision: Decision | None = None) -> None:
+        """Say what is missing; *decision* for a caller who may know which row decides."""
+        super().__init__(detail, operation=operation)
+        self.decision = decision
 
 
 class UnknownRoute(GatewayError):

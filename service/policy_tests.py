@@ -102,7 +102,7 @@ def run_tables(snapshot: Snapshot, registries: Iterable[str], files: Iterable[Pa
 def _run(case: Case, file: YamlFile, index: int, registries: tuple[str, ...], coverage: Coverage) -> Iterator[Outcome]:
     if case.count > MAX_QUESTIONS:
         raise file.error(f"{case.count} questions in one case; {MAX_QUESTIONS} at most", index)
-    if case.by not in (None, NO_ROW, *(row.where for row in coverage.snapshot.rows)):
+    if case.by not in (None, NO_ROW) and not coverage.has(case.by):
         raise file.error(f"no permission row is at {case.by!r}; write file:line, or {NO_ROW}", index, "by")
     where = f"{file.path}:{file.line(index)}"
     for subject, action, resource in case.questions:

@@ -30,13 +30,13 @@ _SHAPES: dict[Shape, str] = {
 def possible(pattern: str) -> bool:
     """Tell whether any resource can match *pattern*."""
     segments = pattern.split("/")
-    return segments[0] in ("*", "access", "grants") or any(_fits(segments, shape) for shape in _SHAPES)
+    return segments[0] in ("*", "grants") or any(_fits(segments, shape) for shape in _SHAPES)
 
 
 def asked_on(pattern: str, action: str) -> bool:
     """Tell whether *action*, if it names one, is ever asked on what *pattern* matches."""
     segments = pattern.split("/")
-    if "*" in action or segments[0] in ("*", "access", "grants"):
+    if "*" in action or segments[0] in ("*", "grants"):
         return True
     return any(_fits(segments, shape) for shape in _shapes_of(action))
 

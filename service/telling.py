@@ -28,7 +28,7 @@ def text(document: Mapping[str, Any]) -> str:
         lines.append(line(f"{document['state']}: {before} -> {after}"))
     if document.get("verdict"):
         lines.append(verdict(document["verdict"]))
-    if "decision" in document:
+    if "decision" in document and "detail" not in document:  # a problem's decision is about access
         parts = (document["decision"], document["id"], "by", document["by"], "for", document["environment"])
         lines.append(line(" ".join(map(str, parts))))
     return "\n".join(lines) or json.dumps(document, indent=1)

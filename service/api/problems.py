@@ -49,6 +49,8 @@ def problem(error: e.GatewayError) -> dict[str, Any]:
     }
     if error.operation:
         document["operation"] = error.operation
+    if isinstance(error, e.Denied) and error.decision is not None:
+        document["decision"] = {"row": error.decision.row, "revision": error.decision.revision}
     if isinstance(error, e.GateClosed):
         document["verdict"] = error.verdict.document()
     if isinstance(error, e.RegistryRefused):

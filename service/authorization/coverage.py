@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import cached_property
 
 from service.authorization.explaining import path_to, shown
 from service.authorization.snapshot import Snapshot
 from service.model import Decision, Principal
 
 
-@dataclass
 class Coverage:
     """Notes what was decided; says which rows no case needed."""
 
-    snapshot: Snapshot
-    _exercised: set[str] = field(default_factory=set)
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Begin with no row exercised."""
+        self.snapshot = snapshot
+        self._subjects = {row.where: row.subject for row in snapshot.rows}
+        self._exercised: set[str] = set()
 
     def note(self, principal: Principal, decision: Decision) -> None:
         """Note the row that decided, and the ``g`` rows by which the principal came to it."""
         if decision.row is None:
             return
         self._exercised.add(decision.row)
-        for subject in {row.subject for row in self.snapshot.rows if row.where == decision.row}:
-            steps = path_to(self.snapshot, principal, subject)
-            self._exercised |= {step.where for step in steps if step.where is not None}
+        steps = path_to(self.snapshot, principal, self._subjects[decision.row])
+        self._exercised |= {step.where for step in steps if step.where is not None}
+
+    def has(self, where: str) -> bool:
+        """Tell whether a permission row is at *where*."""
+        return where in self._subjects
 
     @property
     def missed(self) -> list[tuple[str, str]]:
         """The rows that no case exercised, in the order of the file: ``file:line`` and text."""
-        return [(where, text) for where, text in self._rows().items() if where not in self._exercised]
+        return [(where, text) for where, text in self._rows.items() if where not in self._exercised]
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many rows were exercised, and how many there are."""
-        total = len(self._rows())
+        total = len(self._rows)
         return total - len(self.missed), total
 
     @property
@@ -43,6 +48,7 @@ class Coverage:
         exercised, total = self.counts
         return 100 * exercised / total
 
+    @cached_property
     def _rows(self) -> dict[str, str]:
         return dict(sorted(self._all(), key=lambda item: int(item[0].rpartition(":")[2])))
 

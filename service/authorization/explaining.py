@@ -91,7 +91,7 @@ def _decided_on(row: Row, resource: str) -> str:
 def _near(snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str], deciding: Row | None) -> list[Near]:
     """List the nearest rows that did not decide: those that match too, and those that differ in one thing.
 
-    Of the principal's own rows those that differ in two count as well.
+    Of the principal's own rows those that differ in two count as well, if their action is on the same kind of thing.
     """
     roles = snapshot.roles_of(principal)
     found: dict[str, tuple[tuple[int, ...], Near]] = {}
@@ -99,11 +99,11 @@ def _near(snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str],
         if deciding is not None and row.where == deciding.where:
             continue
         differs = tuple(_differences(row, roles, *asked))
-        if len(differs) > (1 if "subject" in differs else 2):
+        kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
+        if len(differs) > 1 and (len(differs) > 2 or max(kinds) > _ORDER.index("action")):
             continue
         reasons = [_reason(kind, row, principal, asked) for kind in differs]
         because = "; ".join(reasons) or _matches_too(row, deciding)
-        kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
         rank = (len(differs), *kinds, -_common(row.resource, asked[1]), index)
         if row.where not in found or rank < found[row.where][0]:
             found[row.where] = (rank, Near(row.where, shown(row).text, differs, because))
