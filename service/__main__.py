@@ -221,8 +221,7 @@ def doubts_of(configuration: Configuration) -> list[str]:
 
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
-    from service.app import authorization_of, environments_of, tls_of
-    from service.authentication.api_keys import ApiKeys
+    from service.app import api_keys_of, authorization_of, environments_of, issuers_of, tls_of
     from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
 
@@ -232,7 +231,7 @@ def problems_of(configuration: Configuration) -> list[str]:
         lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
     ]
     if configuration.file is not None:  # the embedded default writes its own keys
-        parts.append(lambda: ApiKeys(path(settings.authentication.api_keys or ""), registries=settings.registries))
+        parts += [lambda: api_keys_of(configuration), lambda: issuers_of(configuration)]
     for name, registry in settings.registries.items():
         parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []

@@ -59,7 +59,7 @@ class Access:
         """
         self.decide = decide
         self.modes = modes or Modes()
-        self._denied = denied
+        self._count_denial = denied
         self.ownership = ownership
         self._sources = sources
         self._trail = trail
@@ -92,7 +92,7 @@ class Access:
         denial = Denial(action, where, decision.row or "")
         if denial not in operation.would_deny:
             operation.would_deny.append(denial)
-            self._denied(operation.registry, action)
+            self._count_denial(operation.registry, action)
         return True
 
     async def authorize_again(self, rights: Iterable[Right], operation: Operation) -> None:

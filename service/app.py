@@ -40,6 +40,8 @@ from service.asgi import ASGI, client_address
 from service.audit import Journal, Sink, Trail
 from service.authentication.api_keys import ApiKeys
 from service.authentication.credentials import Credentials
+from service.authentication.issuers import Issuers
+from service.authentication.revoked import Revoked
 from service.authentication.uses import Uses
 from service.authorization.snapshot import Authorizer
 from service.backend import Backend
@@ -120,10 +122,9 @@ class Application:
             configuration.journal_url(), settings.journal.deadline_seconds, self.people
         )
         self.uses = Uses(self.journal)
-        self.keys = ApiKeys(
-            configuration.path(settings.authentication.api_keys or ""), registries=registries, used=self.uses.note
-        )
-        self.credentials = Credentials(self.keys)
+        self.keys = api_keys_of(configuration, self.uses.note)
+        self.issuers = issuers_of(configuration)
+        self.credentials = Credentials(self.keys, self.issuers)
         self.trail = Trail(
             self.journal,
             sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
@@ -162,6 +163,7 @@ class Application:
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
+        self.health.issuers = self.issuers.states if self.issuers else dict
         self.metrics = Metrics(self.health)
         self.litestar = self._litestar()
         self.asgi = self._front()
@@ -228,6 +230,8 @@ class Application:
         self.health.start()
         self.drift.start()
         self.uses.start()
+        if self.issuers is not None:
+            self.issuers.start()
         watcher = asyncio.create_task(self._watch_files())
         try:
             yield
@@ -240,6 +244,8 @@ class Application:
             await self.reconciler.close()
             await self.drift.close()
             await self.health.close()
+            if self.issuers is not None:
+                await self.issuers.close()
             await self.gateway.tally.close()
             await self.uses.close()
             await self.trail.close()
@@ -248,11 +254,14 @@ class Application:
                 await backend.close()
 
     async def _watch_files(self) -> None:
-        """Follow the policy and the keys; a bad file is named in the log and in /readyz and changes nothing."""
+        """Follow policy, keys and revocations; a bad file is named in the log and in /readyz and changes nothing."""
+        files: list[tuple[str, Callable[[], bool]]] = [("policy", self.authorizer.reload)]
+        files += [("api_keys", self.keys.reload)] if self.keys is not None else []
+        files += self.issuers.files() if self.issuers is not None else []
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             await self.asgi.floods.flush()
-            for name, reload in (("policy", self.authorizer.reload), ("api_keys", self.keys.reload)):
+            for name, reload in files:
                 try:
                     if await asyncio.to_thread(reload):
                         _log.info("reloaded", file=name)
@@ -306,7 +315,9 @@ def build_litestar(**keywords: Any) -> Litestar:
             path="/unused",
             components=Components(
                 security_schemes={
-                    "key": SecurityScheme(type="http", scheme="bearer", description="An API key (`rgw_…`).")
+                    "key": SecurityScheme(
+                        type="http", scheme="bearer", description="An API key (`rgw_…`), or a token of an issuer."
+                    )
                 }
             ),
             security=[{"key": []}],
@@ -442,6 +453,36 @@ def _backend(name: str, registry: Registry, configuration: Configuration, breake
         breaker=breaker,
     )
     return MlflowBackend(name, transport)
+
+
+def api_keys_of(configuration: Configuration, used: Callable[[str], None] = lambda _: None) -> ApiKeys | None:
+    """Load the configured API keys; *used* is told the id of each that let somebody in.
+
+    Raises:
+        BadConfiguration: the file is wrong.
+    """
+    file = configuration.settings.authentication.api_keys
+    if file is None:
+        return None
+    return ApiKeys(configuration.path(file), registries=configuration.settings.registries, used=used)
+
+
+def issuers_of(configuration: Configuration) -> Issuers | None:
+    """Build the configured issuers; nothing is fetched.
+
+    Raises:
+        BadConfiguration: a file is wrong.
+    """
+    settings = configuration.settings.authentication
+    if not settings.issuers:
+        return None
+    revoked = Revoked(configuration.path(settings.revoked)) if settings.revoked is not None else None
+    return Issuers(
+        settings.issuers,
+        configuration.path,
+        lambda setting, ca: tls_context(setting, ca, None, None),
+        revoked,
+    )
 
 
 def _secret(configuration: Configuration) -> bytes:

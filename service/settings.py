@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from service.authentication.issuer import Issuer, check_issuers
 from service.errors import BadConfiguration
 from service.files import YamlFile, convert
 from service.modes import ENFORCE, MODES
@@ -79,7 +80,11 @@ class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How callers prove who they are."""
 
     api_keys: str | None = None
-    issuers: tuple[Any, ...] = ()
+    """Needed unless there are issuers."""
+    issuers: tuple[Issuer, ...] = ()
+    """OpenID issuers whose tokens are believed."""
+    revoked: str | None = None
+    """The file of tokens that are refused although their issuer signed them."""
     same_person: tuple[tuple[str, ...], ...] = ()
     """Identities that are one person where four eyes are asked."""
 
@@ -255,14 +260,18 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)
     if not 0 <= settings.drift_seconds <= _MAX_DRIFT_SECONDS:
         raise file.error("drift_seconds: 0 (never) to 86400", "drift_seconds")
-    if settings.authentication.issuers:
-        raise file.error(
-            "authentication.issuers: OpenID issuers are not supported by this version; use api_keys",
-            "authentication",
-            "issuers",
-        )
-    if settings.authentication.api_keys is None:
+    check_issuers(
+        settings.authentication.issuers,
+        lambda problem, index, key: file.error(
+            f"authentication.issuers.{index}.{problem}", "authentication", "issuers", index, key
+        ),
+    )
+    if settings.authentication.api_keys is None and not settings.authentication.issuers:
         raise file.error("authentication.api_keys: no way to authenticate is configured", "authentication")
+    if settings.authentication.revoked is not None and not settings.authentication.issuers:
+        raise file.error(
+            "authentication.revoked: it lists tokens, and there are no issuers", "authentication", "revoked"
+        )
     known: set[str] = set()
     for index, people in enumerate(settings.authentication.same_person):
         at = ("authentication", "same_person", index)

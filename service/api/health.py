@@ -34,6 +34,8 @@ class Health:
         self.registries = dict.fromkeys(backends, "unknown")
         self.circuits: Mapping[str, Callable[[], str]] = {}
         """Whether each registry is asked at all: ``closed`` is yes."""
+        self.issuers: Callable[[], Mapping[str, str]] = dict
+        """Whether the keys of each issuer can be had: ``up``, ``stale``, ``down``, ``unknown``."""
         self.journal = "unknown"
         self.emergencies: Counted[str] = Counted()
         """Emergencies that nobody has reviewed yet, by registry, when the journal last answered."""
@@ -92,7 +94,7 @@ class Health:
         """Give the answer of ``/readyz``."""
         if self.draining or self.journal == "down":
             status = "unready"
-        elif self.problems or "down" in self.registries.values():
+        elif self.problems or "down" in self.registries.values() or {"down", "stale"} & set(self.issuers().values()):
             status = "degraded"
         else:
             status = "ready"
@@ -102,6 +104,7 @@ class Health:
             "policy": self._revision(),
             "registries": self.registries,
             "circuits": {name: look() for name, look in self.circuits.items()},
+            "issuers": self.issuers(),
             "problems": self.problems,
             "draining": self.draining,
         }

@@ -1,0 +1,121 @@
+"""The revocation list: tokens that are refused although their issuer signed them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service.authentication.tokens import Token
+from service.files import YamlFile, read_text
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of the list. It names a token (``jti`` or ``credential``), or a principal."""
+
+    jti: str | None = None
+    issuer: str | None = None
+    """With ``jti``: only of this issuer."""
+    credential: str | None = None
+    """The hash that events show of a token."""
+    subject: str | None = None
+    """A principal: ``user:…`` or ``service:…``."""
+    before: Any = None
+    """With ``subject``: only tokens issued before this time; those that do not say when count as such."""
+    until: Any = None
+    """The line counts until this time."""
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    entry: Entry
+    before: float | None
+    until: float | None
+
+
+class Revoked:
+    """The list in one file; `reload` follows it."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        """Read *path*. An empty file revokes nothing.
+
+        Raises:
+            BadConfiguration: the file is missing or wrong; file, line and key are named.
+        """
+        self._path = path
+        self._now = now
+        self._text = read_text(path)
+        self._lines = _parse(path, self._text)
+
+    def reload(self) -> bool:
+        """Take the file's lines if its content changed; True if it did.
+
+        Raises:
+            BadConfiguration: the new content is wrong. What was revoked stays so.
+        """
+        text = read_text(self._path)
+        if text == self._text:
+            return False
+        lines = _parse(self._path, text)
+        self._text, self._lines = text, lines
+        return True
+
+    def covers(self, token: Token, subject: str) -> bool:
+        """Tell whether *token*, which is of the principal *subject*, is revoked."""
+        found = [*self._lines.get(("credential", token.id), ()), *self._lines.get(("subject", subject), ())]
+        if token.jti is not None:
+            found += self._lines.get(("jti", token.jti), ())
+        return any(self._counts(line, token) for line in found)
+
+    def _counts(self, line: _Line, token: Token) -> bool:
+        if line.until is not None and line.until <= self._now():
+            return False
+        if line.entry.issuer is not None and line.entry.issuer != token.issuer:
+            return False
+        return line.before is None or token.issued is None or token.issued < line.before
+
+
+def _parse(path: Path, text: str) -> dict[tuple[str, str], list[_Line]]:
+    file = YamlFile(path, text)
+    lines: dict[tuple[str, str], list[_Line]] = {}
+    for index, entry in enumerate(file.convert(tuple[Entry, ...]) if file.data else ()):
+        named = [(key, value) for key in ("jti", "credential", "subject") if (value := getattr(entry, key)) is not None]
+        if len(named) != 1:
+            raise file.error("a line names one of: jti, credential, subject", index)
+        key, value = named[0]
+        if key == "credential" and not _SHA256.fullmatch(value):
+            raise file.error("credential is not 64 lower-case hexadecimal digits", index, key)
+        if key == "subject" and not value.startswith(("user:", "service:")):
+            raise file.error(f"the subject {value!r} is not user:… or service:…", index, key)
+        if entry.issuer is not None and key != "jti":
+            raise file.error("issuer goes with jti", index, "issuer")
+        if entry.before is not None and key != "subject":
+            raise file.error("before goes with subject", index, "before")
+        before, until = (_instant(getattr(entry, name), file, index, name) for name in ("before", "until"))
+        lines.setdefault((key, value), []).append(_Line(entry, before, until))
+    return lines
+
+
+def _instant(value: Any, file: YamlFile, index: int, key: str) -> float | None:
+    """Read a date and time (ISO 8601), UTC unless it says otherwise; a date alone is its first instant."""
+    try:
+        if isinstance(value, str):
+            value = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        raise file.error(f"{value!r} is not a date and time (ISO 8601)", index, key) from None
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = datetime.datetime.combine(value, datetime.time())
+    if value is None:
+        return None
+    if not isinstance(value, datetime.datetime):
+        raise file.error(f"{value!r} is not a date and time (ISO 8601)", index, key)
+    return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
