@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check unit bench lock clean openapi
+.PHONY: run test check unit bench prove lock clean openapi
 
 run: $(VENV)/ready
 	@exec $(BIN)/registry-gateway serve
@@ -50,3 +50,6 @@ lock:
 
 clean:
 	rm -rf $(VENV) build
+
+prove: $(VENV)/ready-dev
+	PROVE_CASES=$${PROVE_CASES:-1000000} $(BIN)/python -m pytest -q tests/proof

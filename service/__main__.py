@@ -204,6 +204,7 @@ def _check(options: argparse.Namespace) -> int:
 def doubts_of(configuration: Configuration) -> list[str]:
     """List what is allowed in good files, and is probably not what was meant, each with file and line."""
     from service.app import environments_of
+    from service.authorization.doubts import doubts
     from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
 
@@ -216,7 +217,7 @@ def doubts_of(configuration: Configuration) -> list[str]:
         if item.mode != ENFORCE
     ]
     environments = environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities))
-    return modes + snapshot.doubts(rows, tuple(item.name for item in environments))
+    return modes + doubts(snapshot, rows, tuple(item.name for item in environments))
 
 
 def problems_of(configuration: Configuration) -> list[str]:

@@ -43,7 +43,7 @@ from service.authentication.credentials import Credentials
 from service.authentication.issuers import Issuers
 from service.authentication.revoked import Revoked
 from service.authentication.uses import Uses
-from service.authorization.snapshot import Authorizer
+from service.authorization.authorizer import Authorizer
 from service.backend import Backend
 from service.backends.breaker import Breaker
 from service.backends.credentials import Secret, basic, bearer, tls_context

@@ -293,21 +293,31 @@ def _keys(where: str) -> tuple[str | int, ...]:
     return tuple(keys)
 
 
+def read_bytes(path: Path, most: int = MAX_BYTES, setting: str = "") -> bytes:
+    """Read a file of at most *most* bytes, which *setting* can change.
+
+    Raises:
+        BadConfiguration: it cannot be read; the message names it. Of a larger one no more than that is read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        raise BadConfiguration(message) from None
+    if len(raw) > most:
+        message = f"{path}: larger than {most} bytes{f'; {setting} allows more' if setting else ''}"
+        raise BadConfiguration(message)
+    return raw
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 file of at most 16 MiB.
 
     Raises:
         BadConfiguration: it cannot be read; the message names it.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        message = f"{path}: {error.strerror or error}"
-        raise BadConfiguration(message) from None
-    if len(raw) > MAX_BYTES:
-        message = f"{path}: larger than {MAX_BYTES} bytes"
-        raise BadConfiguration(message)
+    raw = read_bytes(path)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -145,7 +145,7 @@ def _policy_who_can(options: argparse.Namespace) -> int:
 def _check_question(
     subjects: Iterable[str], registry: str, resource: str, action: str, configuration: Configuration
 ) -> None:
-    from service.authorization.snapshot import question_problem
+    from service.authorization.checking import question_problem
 
     problem = question_problem(subjects, registry, resource, action, configuration.settings.registries)
     if problem:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from service.authorization.checking import question_problem
 from service.authorization.coverage import Coverage
-from service.authorization.snapshot import Snapshot, question_problem
+from service.authorization.snapshot import Snapshot
 from service.errors import BadConfiguration
 from service.files import YamlFile
 from service.model import Principal

@@ -55,5 +55,5 @@ class Coverage:
     def _all(self) -> Iterator[tuple[str, str]]:
         for row in self.snapshot.rows:
             yield row.where, shown(row).text
-        for member, role, where in self.snapshot.links:
-            yield where, f"g, {member}, {role}"
+        for member, role, line in self.snapshot.links:
+            yield f"{self.snapshot.file}:{line}", f"g, {member}, {role}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from service.authorization.snapshot import Row, Snapshot, action_match, resource_match
+from service.authorization.patterns import action_match, resource_match
+from service.authorization.rows import Row
+from service.authorization.snapshot import Snapshot
 from service.explanation import Explanation, Holder, Near, PolicyRow, Step, WhoCan
 from service.model import Principal
 
@@ -67,8 +69,8 @@ def shown(row: Row) -> PolicyRow:
 def path_to(snapshot: Snapshot, principal: Principal, wanted: str) -> list[Step]:
     """Return the shortest way of memberships from *principal* to *wanted*; nothing where they are the same."""
     parents: dict[str, list[tuple[str, str]]] = {}
-    for member, role, where in snapshot.links:
-        parents.setdefault(member, []).append((role, where))
+    for member, role, line in snapshot.links:
+        parents.setdefault(member, []).append((role, f"{snapshot.file}:{line}"))
     ways: dict[str, tuple[Step, ...]] = {principal.subject: ()}
     for group in sorted(principal.groups - {principal.subject}):
         ways[group] = (Step(principal.subject, group, None),)

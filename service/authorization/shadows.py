@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.authorization.snapshot import Row, Snapshot, action_match
+from service.authorization.patterns import action_match
+from service.authorization.rows import Row
+from service.authorization.snapshot import Snapshot
 from service.model import Principal
 
 

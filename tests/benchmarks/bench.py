@@ -22,9 +22,8 @@ from pathlib import Path
 
 import aiohttp
 
-from service.authorization.snapshot import Snapshot
 from service.journal import schema
-from service.model import Principal
+from tests.benchmarks.access import access_figures
 from tests.benchmarks.promotion import promotions
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
 from tests.faults.test_process import ready, start
@@ -53,35 +52,6 @@ class Bench:
         target.parent.mkdir(exist_ok=True)
         keys = ("name", "value", "unit", "promise", "held")
         target.write_text(json.dumps([dict(zip(keys, item, strict=True)) for item in self.figures], indent=1) + "\n")
-
-
-def decisions(bench: Bench) -> None:
-    """Time access decisions at three sizes and two shapes."""
-    medians = {}
-    for rows in (100, 10_000):
-        for shape in ("spread", "one-registry"):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "rows.csv"
-                registry = "*" if shape == "spread" else "main"
-                lines = [
-                    f"p, role:r{index % 100}, {registry}, models/m{index}/*, version:read, allow"
-                    for index in range(rows)
-                ]
-                path.write_text("\n".join([*lines, *(f"g, user:u{i}, role:r{i}" for i in range(100))]) + "\n")
-                snapshot = Snapshot(ROOT / "policies/model.conf", path, ["main"])
-            times = []
-            for index in range(3000):
-                principal = Principal(f"user:u{index % 100}")
-                begun = time.perf_counter()
-                snapshot.decide(principal, "main", f"models/m{index % rows}/versions", "version:read")
-                times.append((time.perf_counter() - begun) * 1e6)
-            medians[rows, shape] = statistics.median(times)
-            if rows == 10_000:
-                limit = 100 if shape == "spread" else 150
-                p99 = percentile(times, 0.99)
-                bench.add(f"decision-p99-10000-{shape}", p99, "us", f"<={limit}", p99 <= limit)
-    growth = medians[10_000, "spread"] / medians[100, "spread"]
-    bench.add("decision-growth-100-to-10000", growth, "ratio", "<=1.5", growth <= 1.5)
 
 
 def start_up(bench: Bench, config: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -280,7 +250,7 @@ async def searches(bench: Bench, directory: Path, socket: str, port: int) -> Non
 
 def main() -> int:
     bench = Bench()
-    decisions(bench)
+    access_figures(bench)
     promotions(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)

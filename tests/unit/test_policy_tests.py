@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from service.__main__ import main
 from service.authorization.coverage import Coverage
+from service.authorization.patterns import resource_match
 from service.authorization.shadows import pattern_covers, shadowed
-from service.authorization.snapshot import Snapshot, resource_match
+from service.authorization.snapshot import Snapshot
 from service.model import Principal
 from service.outcomes import Outcome, junit
 from tests.conftest import ROOT, write_configuration

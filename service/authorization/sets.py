@@ -1,0 +1,45 @@
+"""Resolves sets of models and experiments when a snapshot is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.authorization.patterns import SET, set_of
+from service.authorization.roles import MAX_DEPTH, TooDeepError, closure
+from service.authorization.rows import Problems, Rows
+
+_Sets = dict[str, frozenset[str]]
+
+
+def resolve_sets(path: Path, rows: Rows) -> tuple[_Sets, _Sets]:
+    """Return the sets of each model or experiment that is a member of one, and the members of each set.
+
+    Raises:
+        BadConfiguration: a set has no members, is a member of itself, or is nested too deep; each with its row.
+    """
+    problems = Problems(path)
+    try:
+        reached = closure(rows.members)
+    except TooDeepError as error:
+        problems.add(error.line, 1, f"{error.member!r} has sets nested deeper than {MAX_DEPTH}")
+        problems.refuse()
+        raise
+    sets: _Sets = {}
+    members: dict[str, set[str]] = {}
+    for member, found in reached.items():
+        if not member.startswith(SET):
+            sets[member] = found - {member}
+            for name in sets[member]:
+                members.setdefault(name, set()).add(member)
+    for member, name, line in rows.members:
+        if member.startswith(SET):
+            if member == name or member in reached.get(name, ()):
+                problems.add(line, 1, f"a circle of sets: {member} is in {name}, which is in {member}")
+            elif member not in members:
+                problems.add(line, 1, f"no model or experiment is in {member}; add one, or leave the row out")
+    for row in rows.permissions:
+        name = set_of(row.resource)
+        if name != SET and name not in members:
+            problems.add(row.line, 1, f"no model or experiment is in {name}; a g2 row says what is")
+    problems.refuse()
+    return sets, {name: frozenset(found) for name, found in members.items()}
