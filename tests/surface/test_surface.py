@@ -106,6 +106,8 @@ def _keys(struct: type, at: str = "") -> list[str]:
         name = at + field.encode_name
         if field.name == "registries":
             keys += _keys(settings.Registry, "registries.*.")
+        elif field.name == "issuers":
+            keys += [name, *_keys(settings.Issuer, f"{name}.*.")]
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             keys += _keys(field.type, name + ".")
         else:

@@ -95,6 +95,7 @@ def test_an_event_is_a_cloudevent_that_says_who_did_what() -> None:
         "acting_for": "user:ann",
         "issuer": "api-key",
         "credential": "key-1",
+        "claims": {},
         "address": "10.0.0.1",
     }
     assert data["decision"] == {"allowed": True, "row": "policy.csv:3", "revision": "abc", "beyond_scope": False}

@@ -85,7 +85,7 @@ def test_defaults(read: Read) -> None:
         (BASE.replace(URL, f"{URL}\n    token_file: t\n    username: u\n    password_file: p"), 2, "not both"),
         (BASE.replace("  main:", "  ma/in:"), 2, "a name is of"),
         (BASE.replace("  main:", "  m\u00e4in:"), 2, "a name is of"),
-        (BASE.replace("{api_keys: api-keys.yaml}", "{issuers: [a]}"), 7, "issuers are not supported"),
+        (BASE.replace("{api_keys: api-keys.yaml}", "{issuers: [a]}"), 7, "authentication.issuers.0: Expected `object`"),
         (BASE.replace("{api_keys: api-keys.yaml}", "{}"), 7, "no way to authenticate"),
         (BASE.replace("sqlite:///journal.db", "postgresql://db/x"), 8, "only sqlite:///"),
         ("- a\n", 1, "must be a mapping"),

@@ -1,0 +1,398 @@
+"""Claims -> principal: the presets with the claims that their issuers send, and names that nothing can break out of."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.authentication.issuer import Issuer
+from service.authentication.issuers import Mapped
+from service.authentication.jwks import FileKeys
+from service.authentication.presets import PRESETS
+from service.authentication.templates import ClaimError, Template
+from service.authentication.tokens import REFUSED, Token
+from service.authorization.snapshot import Snapshot
+from service.errors import BadConfiguration, Unauthenticated
+from service.settings import load
+from tests.conftest import ROOT, write_configuration
+from tests.identity.signer import AUDIENCE, ISSUER, key_set, signer
+
+TENANT = "aaaabbbb-0000-cccc-1111-dddd2222eeee"
+GITHUB = {
+    "jti": "example-id", "sub": "repo:octo-org/octo-repo:environment:prod", "environment": "prod",
+    "aud": "https://github.com/octo-org", "ref": "refs/heads/main", "sha": "example-sha", "repository_id": "74",
+    "repository": "octo-org/octo-repo", "repository_owner": "octo-org", "actor_id": "12", "repository_owner_id": "65",
+    "repository_visibility": "private", "run_id": "example-run-id", "run_number": "10", "run_attempt": "2",
+    "runner_environment": "github-hosted", "actor": "octocat", "workflow": "example-workflow", "head_ref": "",
+    "base_ref": "", "event_name": "workflow_dispatch", "ref_type": "branch", "ref_protected": "true",
+    "job_workflow_ref": "octo-org/octo-automation/.github/workflows/oidc.yml@refs/heads/main",
+    "iss": "https://token.actions.githubusercontent.com", "nbf": 1632492967, "exp": 1632493867, "iat": 1632493567,
+}  # fmt: skip
+GITLAB = {
+    "namespace_id": "72", "namespace_path": "my-group", "project_id": "20", "project_path": "my-group/my-project",
+    "user_id": "1", "user_login": "sample-user", "user_email": "sample-user@example.com", "user_identities": [
+        {"provider": "github", "extern_uid": "2435223452345"}], "pipeline_id": "574", "pipeline_source": "push",
+    "job_id": "302", "ref": "feature-branch-1", "ref_type": "branch", "ref_path": "refs/heads/feature-branch-1",
+    "ref_protected": "false", "groups_direct": ["mygroup/mysubgroup"], "environment": "test-environment2",
+    "environment_protected": "false", "deployment_tier": "testing", "environment_action": "start", "runner_id": 1,
+    "runner_environment": "self-hosted", "sha": "714a629c0b401fdce83e847fc9589983fc6f46bc",
+    "project_visibility": "public", "ci_config_sha": "714a629c0b401fdce83e847fc9589983fc6f46bc",
+    "ci_config_ref_uri": "gitlab.example.com/my-group/my-project//.gitlab-ci.yml@refs/heads/main",
+    "jti": "235b3a54-b797-45c7-ae9a-f72d7bc6ef5b", "iss": "https://gitlab.example.com", "iat": 1681395193,
+    "nbf": 1681395188, "exp": 1681398793, "aud": "https://vault.example.com",
+    "sub": "project_path:my-group/my-project:ref_type:branch:ref:feature-branch-1",
+}  # fmt: skip
+KUBERNETES = {
+    "aud": ["https://my-audience.example.com"], "exp": 1729605240, "iat": 1729601640,
+    "iss": "https://my-cluster.example.com", "jti": "aed34954-b33a-4142-b1ec-389d6bbb4936", "nbf": 1729601640,
+    "kubernetes.io": {
+        "namespace": "my-namespace", "node": {"name": "my-node", "uid": "646e7c5e-32d6-4d42-9dbd-e504e6cbe6b1"},
+        "pod": {"name": "my-pod", "uid": "5e0bd49b-f040-43b0-99b7-22765a53f7f3"},
+        "serviceaccount": {"name": "my-serviceaccount", "uid": "14ee3fa4-a7e2-420f-9f9a-dbc4507c3798"},
+    },
+    "sub": "system:serviceaccount:my-namespace:my-serviceaccount",
+}  # fmt: skip
+ENTRA = {
+    "aud": "00001111-aaaa-2222-bbbb-3333cccc4444", "iss": f"https://login.microsoftonline.com/{TENANT}/v2.0",
+    "iat": 1537231048, "nbf": 1537231048, "exp": 1537234948, "aio": "AXQAi/8IAAAA", "ver": "2.0", "azpacr": "0",
+    "azp": "11112222-bbbb-3333-cccc-4444dddd5555", "name": "Abe Lincoln", "oid": "0000aaaa-11bb-cccc-dd22-eeeeee333333",
+    "preferred_username": "AbeLi@contoso.com", "rh": "I", "scp": "access_as_user", "sub": "HKZpfaHyWadeOouYlitjrI",
+    "tid": TENANT, "uti": "fqiBqXLPj0eQa82S-IYFAA", "groups": ["22223333-cccc-4444-dddd-5555eeee6666"],
+    "roles": ["Promoter", "Reader"],
+}  # fmt: skip
+LIKE = {"github": GITHUB, "gitlab": GITLAB, "kubernetes": KUBERNETES, "entra": ENTRA}
+
+
+def token(claims):
+    return Token(claims.get("iss", ISSUER), claims, "0" * 64, claims.get("jti"), claims.get("iat"), 2e9)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    path = tmp_path / "keys.json"
+    path.write_bytes(key_set(signer("ES256")))
+    return FileKeys(path)
+
+
+@pytest.fixture
+def mapped(keys):
+    def mapped(preset="generic", **changes):
+        return Mapped(
+            Issuer(changes.pop("issuer", ISSUER), AUDIENCE, preset, jwks_file="f", **changes), keys, lambda: 0
+        )
+
+    return mapped
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "subject", "groups", "acting_for"),
+    [
+        ("github", {}, "service:github-74",
+         {"group:github-74/environment/prod", "group:github-74/ref/refs/heads/main"}, "user:github-12"),
+        ("github", {"environment": None, "ref": "refs/pull/7/merge"}, "service:github-74",
+         {"group:github-74/ref/refs/pull/7/merge"}, "user:github-12"),
+        ("github", {"environment": "../../ref/refs/heads/main"}, "service:github-74",
+         {"group:github-74/environment/../../ref/refs/heads/main", "group:github-74/ref/refs/heads/main"},
+         "user:github-12"),  # a group is compared as a whole, never as a path
+        ("gitlab", {}, "service:gitlab-20", {"group:gitlab-20/ref-protected-false/branch/feature-branch-1",
+         "group:gitlab-20/environment-protected-false/test-environment2"}, "user:gitlab-1"),
+        ("gitlab", {"environment": None, "environment_protected": None, "ref_protected": "true", "ref": "main"},
+         "service:gitlab-20", {"group:gitlab-20/ref-protected-true/branch/main"}, "user:gitlab-1"),
+        ("gitlab", {"environment": "x/environment-protected-true/production"}, "service:gitlab-20",
+         {"group:gitlab-20/ref-protected-false/branch/feature-branch-1",
+          "group:gitlab-20/environment-protected-false/x/environment-protected-true/production"}, "user:gitlab-1"),
+        ("kubernetes", {}, "service:kubernetes/my-namespace/my-serviceaccount",
+         {"group:kubernetes/my-namespace"}, None),
+        ("entra", {}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
+         {f"group:entra-{TENANT}/22223333-cccc-4444-dddd-5555eeee6666", f"group:entra-{TENANT}/role/Promoter",
+          f"group:entra-{TENANT}/role/Reader"}, None),
+        ("entra", {"groups": None, "roles": None}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
+         set(), None),
+        ("entra", {"groups": [], "roles": []}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
+         set(), None),
+    ],
+)  # fmt: skip
+def test_presets(mapped, preset, changes, subject, groups, acting_for):
+    claims = {name: value for name, value in {**LIKE[preset], **changes}.items() if value is not None}
+    found = mapped(preset, issuer=claims["iss"]).principal(token(claims))
+    assert (found.subject, set(found.groups), found.acting_for) == (subject, groups, acting_for)
+    assert (found.issuer, found.credential) == (claims["iss"], "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "says"),
+    [
+        ("github", {"repository_id": None}, "'repository_id' is missing"),
+        ("github", {"repository_id": 74}, "'repository_id' is int, not text"),
+        ("github", {"repository_id": ["74"]}, "is list, not text"),
+        ("github", {"repository_id": ""}, "is empty"),
+        ("github", {"repository_id": "74/ref/refs/heads/main"}, "holds '/'"),
+        ("github", {"actor_id": None}, "'actor_id' is missing"),
+        ("github", {"actor_id": "12:admin"}, "holds a colon"),
+        ("github", {"ref": "refs/heads/a:b"}, "holds a colon"),
+        ("github", {"environment": "prod\u202e"}, "control or format"),
+        ("github", {"environment": " prod"}, "white space"),
+        ("github", {"environment": ["a", 1]}, "is int, not text"),
+        ("github", {"environment": None, "ref": None, "repository_owner_id": "66"}, "'repository_owner_id' is '66'"),
+        ("gitlab", {"project_id": None}, "'project_id' is missing"),
+        ("gitlab", {"ref_protected": True}, "is bool, not text"),
+        ("gitlab", {"ref_protected": "true/branch"}, "holds '/'"),
+        ("gitlab", {"user_id": None}, "'user_id' is missing"),
+        ("kubernetes", {"kubernetes.io": None}, "is missing"),
+        ("kubernetes", {"kubernetes.io": "my-namespace"}, "is missing"),
+        ("kubernetes", {"kubernetes.io": {"namespace": "a"}}, "is missing"),
+        ("kubernetes", {"kubernetes.io": {"namespace": "a/b", "serviceaccount": {"name": "c"}}}, "holds '/'"),
+        ("kubernetes", {"kubernetes.io": {"namespace": "a", "serviceaccount": ["c"]}}, "is missing"),
+        ("entra", {"oid": None}, "'oid' is missing"),
+        ("entra", {"groups": ["a", "b:c"]}, "holds a colon"),
+        ("entra", {"groups": {"a": 1}}, "is dict, not text"),
+        ("entra", {"groups": [str(index) for index in range(501)]}, "over 500 names"),
+    ],
+)  # fmt: skip
+def test_claims_that_make_no_name(mapped, preset, changes, says):
+    claims = {name: value for name, value in {**LIKE[preset], **changes}.items() if value is not None}
+    require = {"repository_owner_id": "65"} if preset == "github" else {}
+    with pytest.raises(Unauthenticated) as caught:
+        mapped(preset, issuer=claims["iss"], require=require).principal(token(claims))
+    assert says in caught.value.reason
+    assert caught.value.detail == REFUSED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"groups": None, "_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": "https://g/x"}}},
+        {"groups": None, "hasgroups": True},
+        {"groups": None, "hasgroups": "true"},
+        {"_claim_names": {"groups": "src1"}},
+        {"_claim_names": {"roles": "src1"}},
+    ],
+)
+def test_groups_that_entra_left_out_are_told_to_the_caller(mapped, changes):
+    claims = {name: value for name, value in {**ENTRA, **changes}.items() if value is not None}
+    with pytest.raises(Unauthenticated, match="leaves out groups because there are too many"):
+        mapped("entra").principal(token(claims))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "good"),
+    [
+        ("65", "65", True), ("65", 65, False), (65, 65, True), (1, True, False), (True, True, True), (True, 1, False),
+        (("a", "b"), "b", True), (("a", "b"), "c", False), (("a", "b"), ["a"], False), ("a", None, False),
+        ("a", "A", False), ("a", "a ", False), (True, "true", False),
+    ],
+)  # fmt: skip
+def test_required_claims_are_exact(mapped, wanted, said, good):
+    one = mapped(principal="user:{sub}", require={"who": wanted})
+    claims = {"sub": "ann", **({"who": said} if said is not None else {})}
+    if good:
+        assert one.principal(token(claims)).subject == "user:ann"
+    else:
+        with pytest.raises(Unauthenticated) as caught:
+            one.principal(token(claims))
+        assert "'who'" in caught.value.reason
+
+
+def test_claims_for_rules_are_bounded(mapped):
+    one = mapped(principal="user:{sub}", claims=("a", "b", "c", "d", "e", "f", "/g/h", "i"))
+    said = {
+        "sub": "x", "a": "x" * 5000, "b": True, "c": 1 << 70, "d": ["y"] * 500, "e": {"deep": 1}, "f": 1.5,
+        "g": {"h": "z"}, "secret": "s",
+    }  # fmt: skip
+    told = one.principal(token(said)).claims
+    assert told == {"a": "x" * 1000, "b": True, "d": ["y"] * 100, "f": 1.5, "/g/h": "z"}
+
+
+@pytest.mark.parametrize(
+    "sub", ["group:platform", "role:admin", "user:admin", ":", "x:", "admin\n", "\u200badmin", "admin "]
+)
+def test_a_subject_that_is_named_like_something_else_is_refused(mapped, sub):
+    one = mapped(principal="user:{sub}", groups="group:{groups}")
+    for claims in ({"sub": sub}, {"sub": "ann", "groups": [sub]}, {"sub": "ann", "groups": sub}):
+        with pytest.raises(Unauthenticated):
+            one.principal(token(claims))
+
+
+@pytest.mark.parametrize(
+    "sub", ["group", "platform", "role", "admin", "*", "role%3Aadmin", "group\uff1aplatform", "service", "p, user"]
+)
+def test_the_policy_gives_nothing_to_who_is_named_like_a_group_or_a_role(mapped, tmp_path, sub):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "p, group:platform, *, *, *, allow\np, role:admin, *, *, *, allow\np, user:root, *, *, *, allow\n"
+        "g, user:root, role:admin\n"
+    )
+    snapshot = Snapshot(ROOT / "policies/model.conf", rows, ["main"])
+    one = mapped(principal="user:{sub}", groups="group:corp-{groups}")
+    principal = one.principal(token({"sub": sub, "groups": [sub]}))
+    assert not snapshot.decide(principal, "main", "models/fraud", "model:read").allowed
+    root = one.principal(token({"sub": "root"}))
+    assert snapshot.decide(root, "main", "models/fraud", "model:read").allowed  # the row does what it says
+
+
+PART = st.text(max_size=12) | st.sampled_from(["", "/", ":", "a/b", "group:x", "\u202e", " a", "a ", "{sub}", "*"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(PART, PART, PART, PART)
+def test_a_name_never_leaves_its_template_and_is_read_in_one_way(one, two, other_one, other_two):
+    template = Template.parse("user:x-{a}/{b}", "user:")
+    names = []
+    for a, b in ((one, two), (other_one, other_two)):
+        try:
+            names.append(template.fill({"a": a, "b": b}))
+        except ClaimError:
+            names.append(None)
+    for name in names:
+        assert name is None or re.fullmatch(r"user:x-[^:/]+/[^:]+", name)
+    if names[0] is not None and (one, two) != (other_one, other_two):
+        assert names[0] != names[1]
+
+
+TEMPLATE = st.builds(
+    lambda start, between, end: f"user:{start}{{a}}{between}" + (f"{{b}}{end}" if between else ""),
+    st.sampled_from(["", "x-", "xy-", "y/"]), st.sampled_from(["", "/", "-"]), st.sampled_from(["", "-z", "/q"]),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEMPLATE, TEMPLATE, st.tuples(*[st.text("abxyzq/-", min_size=1, max_size=4)] * 4))
+def test_templates_that_are_said_not_to_meet_never_do(first, second, values):
+    one, other = Template.parse(first), Template.parse(second)
+    try:
+        same = one.fill(dict(zip("ab", values, strict=False))) == other.fill(dict(zip("ab", values[2:], strict=True)))
+    except ClaimError:
+        return
+    assert not same or (one.meets(other) and other.meets(one))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("admin", "does not begin with"), ("group:{g}", "does not begin with user: or service:"), ("user:", "no claim"),
+        ("user:admin", "no claim"), ("user:{}", "no claim"), ("user:{a}{b}", "nothing between"),
+        ("user: {a}", "white space"), ("user:{a} ", "white space"), ("user:{a", "no claim"),
+        ("user:{a}}", "a brace"), ("user:\u200b{a}", "control"), ("{a}", "does not begin"),
+        ("User:{a}", "does not begin"), ("user:{a}:{b}", "a colon"),
+    ],
+)  # fmt: skip
+def test_templates_that_are_refused(text, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Template.parse(text, "user:", "service:")
+
+
+GENERIC = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_url": f"{ISSUER}/keys", "principal": "user:{sub}"}
+OTHER = {**GENERIC, "issuer": "https://other.example"}
+
+
+def settings_of(tmp_path, *issuers, **more):
+    authentication = {"issuers": list(issuers), **more}
+    return load(write_configuration(tmp_path, authentication=authentication), environ={}).settings.authentication
+
+
+@pytest.mark.parametrize(
+    ("issuers", "says"),
+    [
+        ([{**GENERIC, "jwks_uri": "x"}], "unknown key 'authentication.issuers.0.jwks_uri'"),
+        ([{**GENERIC, "preset": "okta"}], "it is one of: entra, generic, github, gitlab, kubernetes"),
+        ([{k: v for k, v in GENERIC.items() if k != "audience"}], "missing required field `audience`"),
+        ([{**GENERIC, "issuer": ""}], "issuers.0.issuer"),
+        ([{**GENERIC, "issuer": f"{ISSUER} "}], "issuers.0.issuer"),
+        ([{**GENERIC, "audience": ["a"]}], "audience"),
+        ([{**GENERIC, "jwks_url": "http://issuer.example/keys"}], "must be https://"),
+        ([{**GENERIC, "jwks_url": "http://127.0.0.1.evil.example/keys"}], "must be https://"),
+        ([{**GENERIC, "jwks_url": "http://2130706433/keys"}], "must be https://"),
+        ([{**GENERIC, "jwks_url": "ftp://127.0.0.1/keys"}], "must be https://"),
+        ([{**GENERIC, "jwks_url": "https:///keys"}], "must be https://"),
+        ([{**GENERIC, "jwks_url": "https://u:p@issuer.example/keys"}], "no credentials"),
+        ([{**GENERIC, "jwks_url": "https://issuer.example/keys#x"}], "no fragment"),
+        ([{**GENERIC, "jwks_url": "https://issuer.example:x/keys"}], "issuers.0.jwks_url"),
+        ([{**GENERIC, "jwks_file": "keys.json"}], "not both"),
+        ([{k: v for k, v in GENERIC.items() if k != "jwks_url"}], "name jwks_url or jwks_file"),
+        ([{**GENERIC, "jwks_url": "http://127.0.0.1/keys", "ca_file": "ca.pem"}], "only for an https://"),
+        ([{**GENERIC, "principal": "{sub}"}], "does not begin with user: or service:"),
+        ([{**GENERIC, "principal": "group:{sub}"}], "does not begin with user: or service:"),
+        ([{k: v for k, v in GENERIC.items() if k != "principal"}], "principal is missing"),
+        ([{**GENERIC, "groups": "user:{groups}"}], "does not begin with group:"),
+        ([{**GENERIC, "groups": "group:everybody"}], "names no claim"),
+        ([{**GENERIC, "acting_for": "group:{a}"}], "issuers.0.acting_for"),
+        ([{**GENERIC, "algorithms": ["none"]}], "'none' cannot be used"),
+        ([{**GENERIC, "algorithms": ["RS256", "HS256"]}], "'HS256' cannot be used"),
+        ([{**GENERIC, "algorithms": []}], "issuers.0.algorithms"),
+        ([{**GENERIC, "leeway_seconds": 61}], "leeway_seconds: 0 to 60"),
+        ([{**GENERIC, "leeway_seconds": -1}], "leeway_seconds: 0 to 60"),
+        ([{**GENERIC, "max_lifetime_seconds": 0}], "max_lifetime_seconds: 1 to 2592000"),
+        ([{**GENERIC, "max_lifetime_seconds": 1e9}], "max_lifetime_seconds: 1 to 2592000"),
+        ([{**GENERIC, "jwks_refresh_seconds": 1}], "jwks_refresh_seconds: 10 to 86400"),
+        ([{**GENERIC, "jwks_stale_seconds": 10}], "jwks_stale_seconds: 300 to 604800"),
+        ([{**GENERIC, "require": {"a": []}}], "'a' needs a value"),
+        ([{**GENERIC, "require": {"a": {"b": 1}}}], "require"),
+        ([{**GENERIC, "claims": ["a", "a"]}], "different names"),
+        ([GENERIC, {**GENERIC}], "issuers.1.issuer and audience are those of issuers.0"),
+        ([GENERIC, OTHER], "could give a name that is also one by 'user:{sub}' of issuers.0"),
+        ([GENERIC, {**OTHER, "shared": True}], "shared: true on both"),
+        ([GENERIC, {**OTHER, "principal": "user:corp-{sub}"}], "could give a name"),
+        ([GENERIC, {**GENERIC, "audience": "b", "principal": "user:{email}"}], "could give a name"),
+        ([{**GENERIC, "groups": "group:{groups}"},
+          {**OTHER, "principal": "service:{sub}", "groups": "group:{roles}"}], "groups: 'group:{roles}'"),
+        ([{"preset": "github", "issuer": PRESETS["github"].issuer, "audience": "a"}], "everybody can get a token"),
+        ([{"preset": "github", "issuer": PRESETS["github"].issuer, "audience": "a", "require": {"repository": "a/b"}}],
+         "repository_owner_id: '1234567'"),
+        ([{"preset": "gitlab", "issuer": "https://gitlab.com", "audience": "a"}], "everybody can get a token"),
+        ([{"preset": "gitlab", "issuer": "https://gitlab.corp", "audience": "a"}], "name jwks_url or jwks_file"),
+    ],
+)  # fmt: skip
+def test_issuers_that_are_refused_at_start(tmp_path, issuers, says):
+    with pytest.raises(BadConfiguration, match=r"gateway\.yaml:\d+: ") as caught:
+        settings_of(tmp_path, *issuers)
+    assert says in caught.value.detail
+
+
+def test_the_line_of_the_problem_is_named(tmp_path):
+    path = write_configuration(tmp_path, authentication={"issuers": [GENERIC, {**OTHER, "leeway_seconds": 99}]})
+    with pytest.raises(BadConfiguration) as caught:
+        load(path, environ={})
+    line = int(caught.value.detail.split(":")[1])
+    assert "leeway_seconds: 99" in path.read_text().splitlines()[line - 1]
+
+
+@pytest.mark.parametrize(
+    "issuers",
+    [
+        [GENERIC, {**OTHER, "principal": "service:{sub}"}],
+        [{**GENERIC, "principal": "user:a-{sub}"}, {**OTHER, "principal": "user:b-{sub}"}],
+        [GENERIC, {**GENERIC, "audience": "second"}],
+        [{**GENERIC, "shared": True}, {**OTHER, "shared": True}],
+        [{**GENERIC, "jwks_url": "http://127.0.0.1:1/keys"}],
+        [{**GENERIC, "jwks_url": "http://[::1]:1/keys"}],
+        [{**GENERIC, "jwks_url": "http://localhost:1/keys"}],
+        [{**GENERIC, "jwks_url": "https://issuer.example/keys?appid=1"}],
+        [{**GENERIC, "require": {"a": ["x", "y"], "b": True, "c": 7}, "groups": ["group:a-{g}", "group:b-{g}"]}],
+    ],
+)
+def test_issuers_that_go_together(tmp_path, issuers):
+    assert len(settings_of(tmp_path, *issuers).issuers) == len(issuers)
+
+
+def blocks():
+    for document in sorted((ROOT / "docs/identity").glob("*.md")):
+        for index, block in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL)):
+            if "issuers:" in block:
+                yield pytest.param(document.stem, block, id=f"{document.stem}-{index}")
+
+
+@pytest.mark.parametrize(("document", "block"), list(blocks()))
+def test_the_configurations_of_the_guides_load(tmp_path, document, block):
+    found = settings_of(tmp_path, *yaml.safe_load(block)["authentication"]["issuers"])
+    assert all(one.preset == document for one in found.issuers if document != "README")
+
+
+@pytest.mark.parametrize("preset", sorted(LIKE))
+def test_the_guides_say_which_claims_rules_can_read(preset):
+    text = (ROOT / f"docs/identity/{preset}.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| `request.claims`"))
+    assert tuple(re.findall(r"`([^`]+)`", row)[1:]) == PRESETS[preset].claims
