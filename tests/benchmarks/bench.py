@@ -25,6 +25,7 @@ import aiohttp
 from service.journal import schema
 from tests.benchmarks.access import access_figures
 from tests.benchmarks.promotion import promotions
+from tests.benchmarks.tokens import tokens
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
 from tests.faults.test_process import ready, start
 
@@ -251,6 +252,7 @@ async def searches(bench: Bench, directory: Path, socket: str, port: int) -> Non
 def main() -> int:
     bench = Bench()
     access_figures(bench)
+    tokens(bench)
     promotions(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
