@@ -27,6 +27,8 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from service import errors as e
 from service.access import Access
+from service.api import access as access_routes
+from service.api import authzen as authzen_routes
 from service.api import environments as environment_routes
 from service.api import health as health_routes
 from service.api import records as record_routes
@@ -44,6 +46,7 @@ from service.authentication.issuers import Issuers
 from service.authentication.revoked import Revoked
 from service.authentication.uses import Uses
 from service.authorization.authorizer import Authorizer
+from service.authorization.explaining import PolicyExplainer
 from service.backend import Backend
 from service.backends.breaker import Breaker
 from service.backends.credentials import Secret, basic, bearer, tls_context
@@ -84,7 +87,10 @@ _OWN = ("/v1/", "/access/")
 _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
 _NO_QUERY = frozenset(
-    {"request", "caller", "gateway", "governance", "health", "metrics", "data", "if_match", "if_none_match"}
+    {
+        *("request", "caller", "gateway", "governance", "health", "metrics", "public_url"),
+        *("data", "if_match", "if_none_match"),
+    }
 )
 _log = structlog.get_logger()
 
@@ -155,7 +161,8 @@ class Application:
             record_reads=settings.audit.reads in (True, "on"),
         )
         self.drift = Drift(self.gateway, self.environments, settings.drift_seconds)
-        self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift)
+        explainer = PolicyExplainer(self.authorizer, registries)
+        self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift, explainer)
         self.reconciler = Reconciler(
             self.gateway,
             self.environments,
@@ -187,6 +194,7 @@ class Application:
                 "governance": _given(self.governance),
                 "health": _given(self.health),
                 "metrics": _given(self.metrics),
+                "public_url": _given(self.configuration.settings.listen.public_url),
             },
         )
 
@@ -293,13 +301,15 @@ def build_litestar(**keywords: Any) -> Litestar:
         """Give the OpenAPI document of our own routes."""
         return Response(openapi_document(request.app), media_type="application/json")
 
-    names = ("caller", "gateway", "governance", "health", "metrics")
+    names = ("caller", "gateway", "governance", "health", "metrics", "public_url")
     keywords.setdefault("dependencies", {name: _given(None) for name in names})  # enough for the document
     return Litestar(
         route_handlers=[
             *version_routes.HANDLERS,
             *environment_routes.HANDLERS,
             *record_routes.HANDLERS,
+            *access_routes.HANDLERS,
+            *authzen_routes.HANDLERS,
             *health_routes.HANDLERS,
             openapi,
         ],

@@ -29,6 +29,7 @@ _MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
 _MAX_CONNECTIONS = 1000
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\]")
+_PUBLIC_URL = re.compile(r"(https://[A-Za-z0-9._-]+|http://(localhost|127\.0\.0\.1|\[::1\]))(:[0-9]{1,5})?")
 _LATER_KINDS = frozenset({"unity_catalog", "databricks"})
 
 
@@ -41,6 +42,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names (without port) that a Host header may say; empty: any well-formed one."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose X-Forwarded-For or Forwarded is believed, for the address in events only."""
+    public_url: str | None = None
+    """Where callers reach the gateway, ``https://host[:port]``; without it, what the Host header says over http."""
 
 
 class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -248,6 +251,9 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             ipaddress.ip_network(network)
         except ValueError as error:
             raise file.error(f"listen.trusted_proxies: {error}", "listen", "trusted_proxies") from None
+    if settings.listen.public_url is not None and not _PUBLIC_URL.fullmatch(settings.listen.public_url):
+        problem = "listen.public_url: it is https://host or https://host:port (http to a loopback host), and no more"
+        raise file.error(problem, "listen", "public_url")
     for host in settings.listen.hosts:
         if not HOST_NAME.fullmatch(host):
             raise file.error(f"listen.hosts: {host!r} is no host name in lower case, without a port", "listen", "hosts")

@@ -49,6 +49,8 @@ _SECURITY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-st
 _OVERRIDES = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 _METHOD_FIELD = re.compile(rb"(?:^|&)(?:_|%5[Ff])method=", re.IGNORECASE)
 _HOST = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_AUTHZEN = b"/access/"
+_VISIBLE = re.compile(rb"[\x20-\x7e]{1,1000}")
 _NOBODY = Principal("user:unauthenticated")
 Authenticate = Callable[[str | None], Awaitable[Principal]]
 """The Authorization header -> who sent it. Raises `Unauthenticated` for no, `IdentityUnavailable` for cannot tell."""
@@ -227,10 +229,18 @@ class _Reply:
             if 400 <= status < 500 and status != 424:  # "no"; 5xx and 424 are "cannot tell"
                 await self._record(self._scope, status)  # type: ignore[misc]  # a coroutine function
             present = {name for name, _ in headers}
-            event = {**event, "headers": [*headers, *(item for item in _SECURITY if item[0] not in present)]}
+            added = [item for item in _SECURITY if item[0] not in present]
+            event = {**event, "headers": [*headers, *added, *_request_id(self._scope)]}
             name = self._scope["state"].get("call_name") or ("own" if status < 400 else "refused")
             self._metrics.requests.labels(name, str(status)).inc()
         await self._send(event)
+
+
+def _request_id(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Give back the identifier of a request to the AuthZEN API (Authorization API 1.0, section 10.1.4)."""
+    sent = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
+    echoed = scope["raw_path"].startswith(_AUTHZEN) and len(sent) == 1 and _VISIBLE.fullmatch(sent[0])
+    return [(b"x-request-id", sent[0])] if echoed else []
 
 
 def _path_problem(path: str) -> str | None:

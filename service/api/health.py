@@ -158,6 +158,12 @@ class Metrics:
             ["registry", "action"],
             registry=self.registry,
         )
+        self.evaluations = Counter(
+            "registry_gateway_evaluations",
+            "Questions of other services about access: permit, deny, or error for those that cannot be asked.",
+            ["decision"],
+            registry=self.registry,
+        )
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )

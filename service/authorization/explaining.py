@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
+from service.authorization.authorizer import Authorizer
+from service.authorization.checking import question_problem
 from service.authorization.patterns import action_match, resource_match
 from service.authorization.rows import Row
 from service.authorization.snapshot import Snapshot
 from service.explanation import Explanation, Holder, Near, PolicyRow, Step, WhoCan
 from service.model import Principal
+from service.scope import covers
 
 MAX_NEAR = 10
 MAX_HOLDERS = 1_000
@@ -58,6 +62,30 @@ def who_can(snapshot: Snapshot, registry: str, resource: str, action: str) -> Wh
         tuple(found[False][:MAX_HOLDERS]),
         sum(max(0, len(holders) - MAX_HOLDERS) for holders in found.values()),
     )
+
+
+class PolicyExplainer:
+    """Explains the policy in force, for what a credential is narrowed to."""
+
+    def __init__(self, authorizer: Authorizer, registries: Iterable[str]) -> None:
+        """Explain *authorizer*, whose rows name *registries*."""
+        self._authorizer = authorizer
+        self._registries = tuple(registries)
+
+    def problem(self, subjects: Iterable[str], registry: str, resource: str, action: str) -> str:
+        """Say why nobody can ever ask this; nothing for a question that can be asked."""
+        return question_problem(subjects, registry, resource, action, self._registries)
+
+    def explain(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
+        """Explain a decision; of what the credential is narrowed from no row is named."""
+        found = explain(self._authorizer.snapshot, principal, registry, resource, action)
+        if principal.scope is None or covers(principal.scope, registry, action):
+            return found
+        return replace(found, allowed=False, beyond_scope=True, row=None, decided_on="", path=(), near=())
+
+    def who_can(self, registry: str, resource: str, action: str) -> WhoCan:
+        """Decide for every subject of the policy."""
+        return who_can(self._authorizer.snapshot, registry, resource, action)
 
 
 def shown(row: Row) -> PolicyRow:

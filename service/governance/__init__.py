@@ -5,10 +5,12 @@ from __future__ import annotations
 from service.drift import Drift
 from service.gateway import Gateway
 from service.gather import Gatherer
+from service.governance.access import AccessDesk, Explainer
 from service.governance.adoption import AdoptionDesk
 from service.governance.approvals import ApprovalDesk
 from service.governance.debts import DebtDesk
 from service.governance.desk import Desk
+from service.governance.evaluations import EvaluationDesk
 from service.governance.evidence import EvidenceDesk
 from service.governance.quarantine import QuarantineDesk
 from service.governance.requests import RequestDesk
@@ -24,9 +26,15 @@ class Governance:
     """The operations of the governance API beside promotions; each group has its desk."""
 
     def __init__(
-        self, gateway: Gateway, environments: Environments, gatherer: Gatherer, watch: Watch, drift: Drift
+        self,
+        gateway: Gateway,
+        environments: Environments,
+        gatherer: Gatherer,
+        watch: Watch,
+        drift: Drift,
+        explainer: Explainer,
     ) -> None:
-        """Decide and record through *gateway*."""
+        """Decide and record through *gateway*; *explainer* knows the policy's rows."""
         desk = Desk(gateway, environments, gatherer)
         self.versions = VersionDesk(desk)
         self.evidence = EvidenceDesk(desk)
@@ -38,3 +46,5 @@ class Governance:
         self.debts = DebtDesk(desk)
         self.adoption = AdoptionDesk(desk)
         self.trail = TrailDesk(desk)
+        self.access = AccessDesk(desk, explainer)
+        self.evaluations = EvaluationDesk(desk, self.access)

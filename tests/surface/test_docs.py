@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from service.promotion.environments import load_environments
 from service.records import Capabilities
 from service.resources import asked_on
 from tests.client import V1, Client
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TOKENS
+from tests.faults.served import served
 from tests.promotion.flow import promote, register, satisfy, simple
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -128,6 +130,49 @@ async def test_the_examples_of_answers_have_their_shape(running):
         assert set(example("api.md", "A version")) == set(version_shown.json)
         environments = (await client("GET", "/v1/environments")).json["environments"]
         assert set(example("api.md", "Environments")["environments"][0]) == set(environments[0])
+
+
+def is_part(shown, found):
+    """Tell whether what a guide shows is so; text that ends in … is a beginning, keys may be left out."""
+    if isinstance(shown, dict):
+        return isinstance(found, dict) and all(key in found and is_part(shown[key], found[key]) for key in shown)
+    if isinstance(shown, list):
+        return len(shown) == len(found) and all(map(is_part, shown, found))
+    if isinstance(shown, str) and shown.endswith("…"):
+        return isinstance(found, str) and found.startswith(shown[:-1])
+    return bool(shown == found)
+
+
+async def test_each_question_of_the_authzen_guide_gets_the_answer_it_shows(running):
+    text = (ROOT / "docs/authzen.md").read_text()
+    steps = re.findall(r"```bash\n(.*?)```.*?```json\n(.*?)```", text, re.DOTALL)
+    assert len(steps) == text.count("curl") == text.count("```bash")
+    async with running() as it, served(it.application.asgi) as url:
+        await register(it, Client(it.application.asgi))
+        environ = {**os.environ, "U": url, "TOKEN": TOKENS["user:admin"]}
+        for command, answer in steps:
+            arguments = ["bash", "-ec", command]
+            done = await asyncio.to_thread(subprocess.run, arguments, env=environ, capture_output=True, check=True)
+            assert is_part(json.loads(answer), json.loads(done.stdout)), done.stdout
+
+
+async def test_the_examples_of_access_have_their_shape(running):
+    text = (ROOT / "docs/api.md").read_text().partition("\n## Access\n")[2]
+    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)[:2]
+    shown, who_shown = (json.loads(re.sub(r",?\s*…(?!\")", "", block)) for block in blocks)
+    asked = "registry=main&resource=models/iris/environments/production&action=environment:promote"
+    async with running() as it:
+        client = Client(it.application.asgi)
+        told = (await client.be("service:ci")("GET", f"/v1/access/explain?{asked}")).json
+        assert set(shown) == set(told)
+        (nearest,) = shown.pop("near")
+        assert is_part(nearest, told["near"][0])
+        revision = shown.pop("revision"), told["revision"]
+        assert is_part(shown, told)
+        assert all(re.match(r"[0-9a-f]{8}", item) for item in revision)
+        who = (await client("GET", f"/v1/access/who-can?{asked}")).json
+        assert set(who_shown) == set(who)
+        assert is_part(who_shown["allowed"][0], who["allowed"][0])
 
 
 def test_each_step_of_the_guide_can_be_done_with_its_demo_key():

@@ -83,7 +83,8 @@ def test_each_route_says_its_action():
                 continue
             action = handler.opt.get("action")
             assert action == "none" or action in ACTIONS, f"{route.path}: opt={{'action': …}}"
-    assert public_paths(app) == {"/livez", "/readyz", "/metrics", "/openapi.json"}
+    metadata = "/.well-known/authzen-configuration"
+    assert public_paths(app) == {"/livez", "/readyz", "/metrics", "/openapi.json", metadata}
 
 
 def test_each_write_on_our_own_routes_needs_an_action():
