@@ -210,7 +210,7 @@ def doubts_of(configuration: Configuration) -> list[str]:
 
     settings = configuration.settings
     rows = configuration.path(settings.access.rows)
-    snapshot = Snapshot(configuration.path(settings.access.model), rows, settings.registries)
+    snapshot = Snapshot(configuration.path(settings.access.model), rows, settings.registries, settings.access.limits)
     modes = [
         f"{configuration.file or 'registries'}: registries.{name}.mode is {item.mode}: access to it is not enforced"
         for name, item in settings.registries.items()
@@ -228,7 +228,9 @@ def problems_of(configuration: Configuration) -> list[str]:
 
     settings, path = configuration.settings, configuration.path
     parts: list[Callable[[], object]] = [
-        lambda: Snapshot(path(settings.access.model), path(settings.access.rows), settings.registries),
+        lambda: Snapshot(
+            path(settings.access.model), path(settings.access.rows), settings.registries, settings.access.limits
+        ),
         lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
     ]
     if configuration.file is not None:  # the embedded default writes its own keys

@@ -119,7 +119,10 @@ class Application:
             name: _backend(name, item, configuration, self.circuits[name]) for name, item in registries.items()
         }
         self.authorizer = Authorizer(
-            configuration.path(settings.access.model), configuration.path(settings.access.rows), registries
+            configuration.path(settings.access.model),
+            configuration.path(settings.access.rows),
+            registries,
+            settings.access.limits,
         )
         capabilities = {name: backend.capabilities for name, backend in self.backends.items()}
         self.environments = Environments(environments_of(configuration, capabilities))
@@ -168,10 +171,11 @@ class Application:
             self.environments,
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
-        self.health = Health(self.backends, self.journal, lambda: self.authorizer.snapshot.revision)
+        self.health = Health(self.backends, self.journal, lambda: self.authorizer.revision)
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
         self.health.issuers = self.issuers.states if self.issuers else dict
         self.metrics = Metrics(self.health)
+        self.metrics.follow_policy(self.health, lambda: self.authorizer.loaded_at)
         self.litestar = self._litestar()
         self.asgi = self._front()
 
@@ -221,6 +225,7 @@ class Application:
             trail=self.trail,
             access=self.gateway.access,
             metrics=self.metrics,
+            noting=self.authorizer.noting,
             hosts=self.configuration.settings.listen.hosts,
             proxies=Proxies(self.configuration.settings.listen.trusted_proxies),
         )

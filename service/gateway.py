@@ -133,7 +133,7 @@ class Gateway:
             await self.trail.noted(operation)
         elif operation.would_deny and call.record is Record.NONE:
             self.tally.count(operation, "", failed=False)
-        return dataclasses.replace(answer, revision=operation.decision.revision)
+        return answer
 
     def backend(self, registry: str) -> Backend:
         """Return the registry's adapter.
@@ -269,7 +269,7 @@ class Gateway:
             answer = await asyncio.shield(pending.again)
         operation.detail = f"The outcome of operation {answer.operation}, which was waited for."
         await self.trail.noted(operation)
-        return dataclasses.replace(answer, revision=operation.decision.revision)
+        return answer
 
     async def _authorize_again(
         self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
@@ -303,7 +303,7 @@ class Gateway:
         answer = await read_back(backend, self.trail.journal, call.change, known.id, done)
         operation.detail = f"The outcome of operation {known.id}, which this Idempotency-Key began."
         await self.trail.noted(operation)
-        return dataclasses.replace(answer, operation=known.id, revision=operation.decision.revision)
+        return dataclasses.replace(answer, operation=known.id)
 
     async def _reject(self, operation: Operation, detail: str) -> None:
         """Leave the event of a refusal; where an intent stands already, it stays open for the reconciler."""
@@ -344,7 +344,6 @@ class Gateway:
             headers=_warning(result.verdict),
             promotion=result,
             operation=operation.id,
-            revision=operation.decision.revision,
         )
 
     async def _retire(
@@ -431,9 +430,7 @@ class Gateway:
         await self.trail.outcome(operation, "succeeded", effects)
         self.follow(effects)
         headers = {**answer.headers, **_warning(operation.verdict)}
-        return dataclasses.replace(
-            answer, headers=headers, operation=operation.id, revision=operation.decision.revision
-        )
+        return dataclasses.replace(answer, headers=headers, operation=operation.id)
 
 
 def _warning(verdict: Verdict | None) -> dict[str, str]:

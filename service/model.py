@@ -287,7 +287,6 @@ class Answer:
     promotion: PromotionResult | None = None
     """Set where the gateway itself wrote the marks; the edge that asked gives it its own shape."""
     operation: str = ""
-    revision: str = ""
 
     def document(self) -> dict[str, Any]:
         """Parse the body, which the registry promised to be a JSON object."""

@@ -80,7 +80,10 @@ def snapshot_of(configuration: Configuration) -> Snapshot:
     """
     access = configuration.settings.access
     return Snapshot(
-        configuration.path(access.model), configuration.path(access.rows), configuration.settings.registries
+        configuration.path(access.model),
+        configuration.path(access.rows),
+        configuration.settings.registries,
+        access.limits,
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from service.authentication.issuer import Issuer, check_issuers
+from service.authorization.rows import Limits
 from service.errors import BadConfiguration
 from service.files import YamlFile, convert
 from service.modes import ENFORCE, MODES
@@ -77,6 +78,14 @@ class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     rows: str
+    max_rows: int = 100_000
+    max_bytes: int = 16 << 20
+    """Of the rows; a larger policy is refused before it is read."""
+
+    @property
+    def limits(self) -> Limits:
+        """How much a policy may be."""
+        return Limits(self.max_rows, self.max_bytes)
 
 
 class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -264,6 +273,9 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     ):
         if not 0 < seconds <= _MAX_SECONDS:
             raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)
+    for bound, value in (("max_rows", settings.access.max_rows), ("max_bytes", settings.access.max_bytes)):
+        if value < 1:
+            raise file.error(f"access.{bound}: at least 1", "access", bound)
     if not 0 <= settings.drift_seconds <= _MAX_DRIFT_SECONDS:
         raise file.error("drift_seconds: 0 (never) to 86400", "drift_seconds")
     check_issuers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 import structlog
@@ -57,6 +58,12 @@ Authenticate = Callable[[str | None], Awaitable[Principal]]
 _log = structlog.get_logger()
 
 
+class Note(Protocol):
+    """Which revision of the policy decided in one request; empty while nothing was decided."""
+
+    revision: str
+
+
 class Front:
     """An ASGI application around all others."""
 
@@ -72,6 +79,7 @@ class Front:
         trail: Trail,
         access: Access,
         metrics: Metrics,
+        noting: Callable[[], Note],
         hosts: Collection[str] = (),
         proxies: Proxies | None = None,
     ) -> None:
@@ -79,6 +87,7 @@ class Front:
 
         *public* are the exact paths whose routes said themselves that they need no authentication. A Host header
         names one of *hosts*, if there are any. *proxies* are believed about the client's address.
+        *noting* begins to note by which revision a request is decided.
         """
         self._hosts = frozenset(hosts)
         self._proxies = proxies or Proxies(())
@@ -92,6 +101,7 @@ class Front:
         self._idempotency = Idempotency(trail, access)
         self.floods = Floods(trail)
         self._metrics = metrics
+        self._noting = noting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -105,7 +115,7 @@ class Front:
         render = render_problem if own else self._render_dialect_error
         scope["state"] = {}
         scope["client"] = (self._proxies.client_of(scope), 0)
-        reply = _Reply(scope, send, self._record_refusal, self._metrics)
+        reply = _Reply(scope, send, self._record_refusal, self._metrics, self._noting())
         try:
             if path not in self._public or scope["method"] not in _READS:
                 await self._identify(scope)
@@ -212,11 +222,12 @@ class Front:
 class _Reply:
     """Sends, after seeing to the event of a refusal."""
 
-    def __init__(self, scope: Scope, send: Send, record: Callable[..., object], metrics: Metrics) -> None:
+    def __init__(self, scope: Scope, send: Send, record: Callable[..., object], metrics: Metrics, note: Note) -> None:
         self._scope = scope
         self._send = send
         self._record = record
         self._metrics = metrics
+        self._note = note
         self.started = False
 
     async def __call__(self, event: Event) -> None:
@@ -228,6 +239,8 @@ class _Reply:
                 self._scope["state"]["recorded"] = True
             if 400 <= status < 500 and status != 424:  # "no"; 5xx and 424 are "cannot tell"
                 await self._record(self._scope, status)  # type: ignore[misc]  # a coroutine function
+            if self._note.revision:
+                headers.append((b"registry-gateway-policy-revision", self._note.revision.encode()))
             present = {name for name, _ in headers}
             added = [item for item in _SECURITY if item[0] not in present]
             event = {**event, "headers": [*headers, *added, *_request_id(self._scope)]}

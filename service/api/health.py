@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Counted
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,8 @@ import structlog
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from service.audit import Journal
 from service.backend import Backend
@@ -29,7 +31,7 @@ class Health:
         """Watch *backends* and *journal*; *revision* names the policy in force."""
         self._backends = backends
         self._journal = journal
-        self._revision = revision
+        self.revision = revision
         self._task: asyncio.Task[None] | None = None
         self.registries = dict.fromkeys(backends, "unknown")
         self.circuits: Mapping[str, Callable[[], str]] = {}
@@ -101,7 +103,7 @@ class Health:
         return {
             "status": status,
             "journal": self.journal,
-            "policy": self._revision(),
+            "policy": self.revision(),
             "registries": self.registries,
             "circuits": {name: look() for name, look in self.circuits.items()},
             "issuers": self.issuers(),
@@ -166,6 +168,35 @@ class Metrics:
         )
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
+        )
+
+    def follow_policy(self, health: Health, loaded_at: Callable[[], float]) -> None:
+        """Show which policy is in force, when it was loaded, and whether the files hold a bad one."""
+        self.registry.register(_Policy(health, loaded_at))
+
+
+class _Policy(Collector):
+    """The policy in force, as it is when somebody looks."""
+
+    def __init__(self, health: Health, loaded_at: Callable[[], float]) -> None:
+        self._health = health
+        self._loaded_at = loaded_at
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        info = GaugeMetricFamily(
+            "registry_gateway_policy_info", "1 for the revision of the access policy in force.", labels=["revision"]
+        )
+        info.add_metric([self._health.revision()], 1)
+        yield info
+        yield GaugeMetricFamily(
+            "registry_gateway_policy_loaded_timestamp_seconds",
+            "When the access policy in force was loaded.",
+            self._loaded_at(),
+        )
+        yield GaugeMetricFamily(
+            "registry_gateway_policy_bad",
+            "1 while the files hold a policy that was refused; the one before is in force.",
+            float("policy" in self._health.problems),
         )
 
 

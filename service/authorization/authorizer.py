@@ -2,49 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 
 from service.authorization.rows import Limits
 from service.authorization.snapshot import Content, Snapshot
+from service.errors import BadConfiguration
 from service.model import Decision, Principal, Scope
 from service.scope import covers
+
+_WORK_SECONDS = 0.0005
+_REST_SECONDS = 0.0002
+
+
+class Note:
+    """Which revision decided in one request; empty while nothing was decided."""
+
+    __slots__ = ("revision",)
+
+    def __init__(self) -> None:
+        """Begin with nothing decided."""
+        self.revision = ""
+
+
+_NOTE: ContextVar[Note | None] = ContextVar("note", default=None)
+
+
+class Pace:
+    """Rests after each half millisecond of work, so that the event loop gets the interpreter.
+
+    Python lets a thread keep the interpreter for 5 ms before another may have it, which is all that a reload may cost.
+    """
+
+    def __init__(self) -> None:
+        """Begin to work now."""
+        self._since = time.perf_counter()
+
+    def __call__(self) -> None:
+        """Rest if it is time to."""
+        if time.perf_counter() - self._since > _WORK_SECONDS:
+            time.sleep(_REST_SECONDS)
+            self._since = time.perf_counter()
 
 
 class Authorizer:
     """Decides by the snapshot in force."""
 
-    def __init__(self, model: Path, rows: Path, registries: Iterable[str], limits: Limits | None = None) -> None:
-        """Load the first snapshot.
+    def __init__(
+        self,
+        model: Path,
+        rows: Path,
+        registries: Iterable[str],
+        limits: Limits | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Load the first snapshot; *now* is for `loaded_at`.
 
         Raises:
             BadConfiguration: the policy is wrong.
         """
         self._sources = (model, rows, frozenset(registries))
         self._limits = limits or Limits()
+        self._now = now
+        self._refused: tuple[str, str] | None = None
         self.snapshot = Snapshot(*self._sources, self._limits)
+        self.loaded_at = now()
+        """When the snapshot in force was loaded, in seconds since the epoch."""
+
+    @property
+    def revision(self) -> str:
+        """The revision in force."""
+        return self.snapshot.revision
 
     def reload(self) -> bool:
         """Swap in the files' present content; True if it changed. Build beside, swap by one assignment.
+
+        What was read before, good or bad, is not parsed again. For a thread beside the event loop.
 
         Raises:
             BadConfiguration: the new files are wrong. The old snapshot stays in force.
         """
         model, rows, _ = self._sources
         content = Content.read(model, rows, self._limits)
-        if content.revision == self.snapshot.revision:
+        revision = content.revision
+        if revision == self.snapshot.revision:
+            self._refused = None
             return False
-        self.snapshot = Snapshot(*self._sources, self._limits, content=content)
+        if self._refused is not None and self._refused[0] == revision:
+            raise BadConfiguration(self._refused[1])
+        try:
+            fresh = Snapshot(*self._sources, self._limits, content=content, pace=Pace())
+        except BadConfiguration as error:
+            self._refused = (revision, error.detail)
+            raise
+        self.snapshot, self._refused, self.loaded_at = fresh, None, self._now()
         return True
+
+    @staticmethod
+    def noting() -> Note:
+        """Begin a request: whatever is decided for it, in tasks of its own too, is noted in what is returned."""
+        note = Note()
+        _NOTE.set(note)
+        return note
 
     def scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
         """Return what can be read at most, by the snapshot in force and what the credential is narrowed to."""
+        snapshot = self._in_force()
         if principal.scope is not None and not covers(principal.scope, registry, action):
             return Scope()
-        return self.snapshot.scope(principal, registry, kind, action)
+        return snapshot.scope(principal, registry, kind, action)
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
         """Decide by the snapshot in force, for what the credential is narrowed to."""
+        snapshot = self._in_force()
         if principal.scope is not None and not covers(principal.scope, registry, action):
-            return Decision(revision=self.snapshot.revision, beyond_scope=True)
-        return self.snapshot.decide_whole(principal, registry, resource, action)
+            return Decision(revision=snapshot.revision, beyond_scope=True)
+        return snapshot.decide_whole(principal, registry, resource, action)
+
+    def _in_force(self) -> Snapshot:
+        snapshot = self.snapshot
+        note = _NOTE.get()
+        if note is not None:
+            note.revision = snapshot.revision
+        return snapshot

@@ -57,10 +57,6 @@ class Rows:
     members: list[Link] = field(default_factory=list)
     """What is a member of which set."""
 
-    def __len__(self) -> int:
-        """Count the rows of every type."""
-        return len(self.permissions) + len(self.links) + len(self.members)
-
 
 class Problems:
     """Collects what is wrong with one file; beyond the first hundred it only counts."""
@@ -75,10 +71,15 @@ class Problems:
         """Tell whether anything is wrong."""
         return self._count > 0
 
+    @property
+    def are_many(self) -> bool:
+        """Whether further ones are only counted."""
+        return self._count >= _MAX_PROBLEMS
+
     def add(self, line: int, column: int, problem: str) -> None:
         """Note that *problem* stands at *line* and *column*, both from 1."""
         self._count += 1
-        if self._count <= _MAX_PROBLEMS:
+        if self._count <= _MAX_PROBLEMS:  # all at once, and yet short enough to read
             self._said.append(f"{self._path}:{line}:{column}: {problem}")
 
     def refuse(self) -> None:
@@ -109,23 +110,23 @@ def parse_rows(
         problem = "the last line does not end: the file may have been cut; end it with a newline"
         problems.add(raw.count(b"\n") + 1, len(last.decode(errors="replace")) + 1, problem)
     same: dict[str, str] = {}
-    for number, line in _lines(raw, problems):
+    for count, (number, line) in enumerate(_lines(raw, problems), 1):
         pace()
+        if count > limits.max_rows:
+            problem = f"more than {limits.max_rows} rows; access.max_rows allows more"
+            raise BadConfiguration(f"{path}:{number}:1: {problem}")
         cells = _cells(line, number, problems)
         if cells is None:
             continue
         found = row_problem(cells, registries)
         if found is not None:
-            problems.add(number, _column(line, found[0]), found[1])
+            problems.add(number, 1 if problems.are_many else _column(line, found[0]), found[1])
         elif cells[0] == "p":
             subject, registry, resource, action, effect = (same.setdefault(cell, cell) for cell in cells[1:])
             rows.permissions.append(Row(subject, registry, resource, action, effect, path.name, number))
         else:
             target = rows.links if cells[0] == "g" else rows.members
             target.append((same.setdefault(cells[1], cells[1]), same.setdefault(cells[2], cells[2]), number))
-        if len(rows) > limits.max_rows:
-            problems.add(number, 1, f"more than {limits.max_rows} rows; access.max_rows allows more")
-            break
     if not rows.permissions and not problems:
         problems.add(1, 1, "an empty policy allows nobody anything; write at least one row")
     problems.refuse()

@@ -23,6 +23,8 @@ from service.errors import BadConfiguration
 from service.files import read_bytes
 from service.model import Decision, Principal, Scope
 
+_READS = 3
+_MAX_MODEL_BYTES = 64 << 10
 _NONE: frozenset[str] = frozenset()
 
 
@@ -35,12 +37,17 @@ class Content:
 
     @classmethod
     def read(cls, model: Path, rows: Path, limits: Limits) -> Content:
-        """Read both files.
+        """Read both files as they stand together, although their directory may be swapped meanwhile.
 
         Raises:
             BadConfiguration: one cannot be read, or is larger than it may be; no more than that is read.
         """
-        return cls(read_bytes(model), read_bytes(rows, limits.max_bytes, "access.max_bytes"))
+        for _ in range(_READS):
+            of_model = read_bytes(model, _MAX_MODEL_BYTES)
+            content = cls(of_model, read_bytes(rows, limits.max_bytes, "access.max_bytes"))
+            if read_bytes(model, _MAX_MODEL_BYTES) == of_model:
+                break
+        return content
 
     @property
     def revision(self) -> str:

@@ -231,8 +231,6 @@ async def _write(receive: Receive, send: Send, match: Match, answer: Answer, dro
     headers = {**({"content-type": answer.content_type} if answer.content_type else {}), **answer.headers}
     if answer.operation:
         headers["registry-gateway-operation"] = answer.operation
-    if answer.revision:
-        headers["registry-gateway-policy"] = answer.revision
     if dropped:
         names = ", ".join(dropped[:20])
         headers["warning"] = f'299 registry-gateway "dropped fields the schema lacks: {names}"'[:1000]

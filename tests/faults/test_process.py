@@ -200,7 +200,7 @@ def test_a_broken_policy_is_named_by_check_and_serve(tmp_path):
     for command, status in (("check", 1), ("serve", 2)):
         done = subprocess.run([*COMMAND, command, "--config", str(config)], capture_output=True, text=True, check=False)
         assert done.returncode == status
-        assert "policy.csv:1: the effect 'Allow'" in done.stderr
+        assert "policy.csv:1:40: the effect 'Allow'" in done.stderr
         assert "Traceback" not in done.stderr
 
 

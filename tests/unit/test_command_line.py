@@ -84,7 +84,7 @@ def test_check_says_what_is_doubtful_and_what_is_missing(
     path = write_configuration(tmp_path, access=access, environments=None)
     assert main(["check", "--config", str(path)]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith(f"{rows}:1: nobody is in role:scientits")
+    assert said.err.startswith(f"{rows}:1:1: nobody is in role:scientits")
     assert "no environments are configured" in said.out
     rows.write_text("p, user:a, *, models/x/enviroments/y, model:read, allow\n")
     assert main(["check", "--config", str(path)]) == 1
