@@ -93,12 +93,17 @@ class Authorizer:
             return False
         if self._refused is not None and self._refused[0] == revision:
             raise BadConfiguration(self._refused[1])
+        pace = Pace()
         try:
-            fresh = Snapshot(*self._sources, self._limits, content=content, pace=Pace())
+            fresh = Snapshot(*self._sources, self._limits, content=content, pace=pace)
         except BadConfiguration as error:
             self._refused = (revision, error.detail)
             raise
+        parts = self.snapshot.parts(pace)
         self.snapshot, self._refused, self.loaded_at = fresh, None, self._now()
+        while parts:  # to free all at once holds the interpreter: 3 ms at 10,000 rows, 38 at 100,000
+            parts.pop()
+            pace()
         return True
 
     @staticmethod

@@ -45,6 +45,17 @@ class Index:
             end = node.here = {} if node.here is None else node.here
         end.setdefault((row.registry, row.action), {}).setdefault(row.subject, row)
 
+    def parts(self) -> Iterator[object]:
+        """Give each part of the tree, so that it can be let go of part by part."""
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            yield node
+            yield from (part for part in (node.here, node.below) if part is not None)
+            for children in (node.exact, node.prefixes):
+                if children is not None:
+                    nodes.extend(children.values())
+
     def candidates(
         self, roles: frozenset[str], registry: str, resource: str, action: str, sets: Iterable[str]
     ) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from service.authorization.patterns import SET, set_of
@@ -11,7 +12,7 @@ from service.authorization.rows import Problems, Rows
 _Sets = dict[str, frozenset[str]]
 
 
-def resolve_sets(path: Path, rows: Rows) -> tuple[_Sets, _Sets]:
+def resolve_sets(path: Path, rows: Rows, pace: Callable[[], None]) -> tuple[_Sets, _Sets]:
     """Return the sets of each model or experiment that is a member of one, and the members of each set.
 
     Raises:
@@ -38,6 +39,7 @@ def resolve_sets(path: Path, rows: Rows) -> tuple[_Sets, _Sets]:
             elif member not in members:
                 problems.add(line, 1, f"no model or experiment is in {member}; add one, or leave the row out")
     for row in rows.permissions:
+        pace()
         name = set_of(row.resource)
         if name != SET and name not in members:
             problems.add(row.line, 1, f"no model or experiment is in {name}; a g2 row says what is")

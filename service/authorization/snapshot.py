@@ -83,17 +83,18 @@ class Snapshot:
         self.links = tuple(parsed.links)
         self.members = tuple(parsed.members)
         self._roles = _closure(rows, parsed.links)
-        self._sets, self.members_of = resolve_sets(rows, parsed)
+        self._sets, self.members_of = resolve_sets(rows, parsed, pace)
         self._matcher = Matcher(model, content.model.decode(errors="replace"), self._sets)
         if self.members and not self._matcher.knows_sets:
             message = f"{model}:1: this model.conf knows no sets (g2 rows); put the one that is shipped in its place"
             raise BadConfiguration(message)
-        self.names_owner = any(row.subject == OWNER for row in self.rows) or OWNER in self._roles
+        self.names_owner = OWNER in self._roles
         """Whether it matters who created a model."""
         self._denying, self._allowing = Index(), Index()
         self._by_subject: dict[str, list[Row]] = {}
         for row in self.rows:
             pace()
+            self.names_owner = self.names_owner or row.subject == OWNER
             if row.effect == "deny":
                 self._denying.add(row)
             else:
@@ -189,6 +190,15 @@ class Snapshot:
         for name in given:
             roles |= self._roles.get(name) or {name}
         return frozenset(roles)
+
+    def parts(self, pace: Callable[[], None]) -> list[object]:
+        """List what this snapshot is made of, so that who replaces it can let go of it in small steps."""
+        parts: list[object] = []
+        for several in (self.rows, self._denying.parts(), self._allowing.parts()):
+            for part in several:
+                parts.append(part)
+                pace()
+        return parts
 
     def closure_of(self, role: str) -> frozenset[str]:
         """Return *role* and all that it is a member of."""
