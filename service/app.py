@@ -14,8 +14,9 @@ import signal
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -64,6 +65,7 @@ from service.guard import Guard
 from service.journal.store import SqlJournal
 from service.model import Caller, People, Principal, Scope
 from service.modes import ENFORCE, Modes
+from service.owners import Owners
 from service.ownership import Ownership
 from service.page_tokens import PageTokens
 from service.promoter import Promoter
@@ -118,12 +120,6 @@ class Application:
         self.backends = backends or {
             name: _backend(name, item, configuration, self.circuits[name]) for name, item in registries.items()
         }
-        self.authorizer = Authorizer(
-            configuration.path(settings.access.model),
-            configuration.path(settings.access.rows),
-            registries,
-            settings.access.limits,
-        )
         capabilities = {name: backend.capabilities for name, backend in self.backends.items()}
         self.environments = Environments(environments_of(configuration, capabilities))
         self.people = People(settings.authentication.same_person)
@@ -138,6 +134,15 @@ class Application:
             self.journal,
             sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
             source=f"/registry-gateway/{uuid.uuid4()}",
+        )
+        self.owners = Owners(self.journal)
+        self.trail.on_recorded = self.owners.recorded
+        self.authorizer = Authorizer(
+            configuration.path(settings.access.model),
+            configuration.path(settings.access.rows),
+            registries,
+            settings.access.limits,
+            owners=self.owners,
         )
         self.changes = Changes(settings.lock_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
@@ -237,6 +242,8 @@ class Application:
         self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
         for name, mode in self.modes.not_enforced().items():
             _log.warning("access is not enforced", registry=name, mode=mode)
+        if self.authorizer.snapshot.names_owner:
+            await self.owners.load()
         self.trail.start()
         self.gateway.tally.start()
         self.reconciler.start()
@@ -259,6 +266,7 @@ class Application:
             await self.health.close()
             if self.issuers is not None:
                 await self.issuers.close()
+            await self.owners.close()
             await self.gateway.tally.close()
             await self.uses.close()
             await self.trail.close()
@@ -268,24 +276,30 @@ class Application:
 
     async def _watch_files(self) -> None:
         """Follow policy, keys and revocations; a bad file is named in the log and in /readyz and changes nothing."""
-        files: list[tuple[str, Callable[[], bool]]] = [("policy", self.authorizer.reload)]
-        files += [("api_keys", self.keys.reload)] if self.keys is not None else []
-        files += self.issuers.files() if self.issuers is not None else []
+        files: list[tuple[str, Callable[[], Awaitable[bool]]]] = [("policy", self.authorizer.follow)]
+        files += [("api_keys", _beside(self.keys.reload))] if self.keys is not None else []
+        if self.issuers is not None:
+            files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             await self.asgi.floods.flush()
-            for name, reload in files:
+            for name, follow in files:
                 try:
-                    if await asyncio.to_thread(reload):
+                    if await follow():
                         _log.info("reloaded", file=name)
                     self.health.problems.pop(name, None)
-                except e.BadConfiguration as error:
+                except (e.BadConfiguration, e.JournalUnavailable) as error:
                     if self.health.problems.get(name) != error.detail:
                         _log.error("not reloaded; the old content is in force", file=name, problem=error.detail)
                     self.health.problems[name] = error.detail
             self.metrics.events_lost.set(self.trail.lost)
             self.metrics.sums_merged.set(self.gateway.tally.merged)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
+
+
+def _beside(reload: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    """Run *reload* beside the loop."""
+    return partial(asyncio.to_thread, reload)
 
 
 def environments_of(configuration: Configuration, capabilities: dict[str, Capabilities]) -> tuple[Environment, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -148,6 +148,13 @@ class Journal(Protocol):
 
     async def present_name(self, registry: str, model: str, since: float) -> str:
         """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
+
+    async def model_changes(self, after: int) -> tuple[int, list[Event]]:
+        """List what says who owns a model, oldest first: creations, renames and deletions that succeeded, baselines.
+
+        Returns:
+            The sequence up to which it looked, some way after *after*, and the events; *after* itself at the end.
+        """
 
     async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
         """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""
@@ -399,6 +406,8 @@ class Trail:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=10_000)
         self._pump: asyncio.Task[None] | None = None
         self._later: set[asyncio.Task[None]] = set()
+        self.on_recorded: Callable[[Event], Awaitable[None]] | None = None
+        """Told of each event once it is durable; never raises."""
         self.lost = 0
         """Events that could not be journalled or given to a sink since the start."""
 
@@ -538,6 +547,8 @@ class Trail:
                 self._queue.put_nowait(event)
             except asyncio.QueueFull:
                 self.lost += 1
+            if self.on_recorded is not None:
+                await self.on_recorded(event)
 
     async def _feed_sinks(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, Select, bindparam, func, select
+from sqlalchemy import Engine, Integer, Select, bindparam, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import ANY, Event, Kept, KnownOperation, OpenOperation, StoredAnswer
@@ -58,6 +58,23 @@ _QUARANTINES = (
     .where(t.quarantines.c.registry == bindparam("registry"), t.quarantines.c.lifted_at.is_(None))
     .order_by(t.quarantines.c.at)
 )
+_PAGE = 5000
+_LAST = select(func.max(t.events.c.sequence))
+_AFTER = bindparam("after", type_=Integer)
+_MODEL_CHANGES = (
+    select(t.events.c.body)
+    .where(
+        t.events.c.sequence > _AFTER,
+        t.events.c.sequence <= _AFTER + _PAGE,  # a page has a bounded cost, however long the journal is
+        t.events.c.outcome == "succeeded",
+        or_(
+            *(t.events.c.body.contains(f'"kind":"{kind}"') for kind in ("ModelCreate", "ModelRename", "ModelDelete")),
+            t.events.c.action == "environment:adopt",
+        ),
+    )
+    .order_by(t.events.c.sequence)
+)
+"""A text of a caller cannot look like that: its quotation marks are escaped."""
 # Built once: a statement costs more to build than to run.
 _RECORDS = (
     select(t.creations).where(*_of(t.creations.c)),
@@ -93,7 +110,7 @@ class Reads:
         (rows,) = await self._all([query], parameters)
         return rows
 
-    async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str]) -> list[Sequence[Any]]:
+    async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str | int]) -> list[Sequence[Any]]:
         """Run *queries* in one transaction: they see one state."""
 
         def work() -> list[Sequence[Any]]:
@@ -170,6 +187,12 @@ class Reads:
             requests=tuple(self._request(row) for row in requests),
             askers=self._people.everyone(who for row in askers for who in (row.by, *row.persons)),
         )
+
+    async def model_changes(self, after: int) -> tuple[int, list[Event]]:
+        """List what says who owns a model (see `service.audit.Journal`); a page of the journal at a time."""
+        heads, rows = await self._all([_LAST, _MODEL_CHANGES], {"after": after})
+        until = min(int(heads[0][0] or 0), after + _PAGE)
+        return max(until, after), [json.loads(row.body) for row in rows]
 
     async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
         """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""

@@ -1,0 +1,126 @@
+"""Who created each model, by the journal: what `owner` means in rows of the access policy.
+
+Nobody is made owner by a row or by a name. Who is not on record owns nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+
+from service.audit import Event, Journal
+from service.errors import GatewayError
+
+_PACE_SECONDS = 1.0
+_log = structlog.get_logger()
+
+
+class Owners:
+    """The owner of each model, in memory; events of the journal are followed in their order."""
+
+    def __init__(self, journal: Journal) -> None:
+        """Follow *journal*, once it is asked to."""
+        self._journal = journal
+        self._of: dict[tuple[str, str], str] = {}
+        self._owned: dict[tuple[str, str], set[str]] = {}
+        self._sequence = 0
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self.loaded = False
+        """Whether all was read once; from then on the last known state serves while the journal is down."""
+
+    def owns(self, subject: str, registry: str, resource: str) -> bool:
+        """Tell whether *subject* created the model that *resource* is or is inside of."""
+        kind, _, rest = resource.partition("/")
+        return kind == "models" and self._of.get((registry, unquote(rest.partition("/")[0]))) == subject
+
+    def models_of(self, subject: str, registry: str) -> frozenset[str]:
+        """Return the models of *registry* that *subject* created."""
+        return frozenset(self._owned.get((registry, subject), ()))
+
+    async def load(self) -> None:
+        """Read the journal to its end, and follow it from now on.
+
+        Raises:
+            JournalUnavailable: it cannot be read, so it is not known who owns what.
+        """
+        await self._read_to_end()
+        self.loaded = True
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def recorded(self, event: Event) -> None:
+        """Take note that this process has recorded *event*, so that its answer finds the new owner. Never raises."""
+        if self.loaded and _is_told(event):
+            await self._catch_up()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_PACE_SECONDS)
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        try:
+            await self._read_to_end()
+        except GatewayError as error:
+            _log.warning("owners of models are as they were", problem=error.detail)
+        except Exception as error:  # noqa: BLE001  # it must never end, nor fail what is recorded
+            _log.error("owners of models are as they were", problem=f"{type(error).__name__}: {error}")
+
+    async def _read_to_end(self) -> None:
+        async with self._lock:  # in the order of the journal, whoever asks
+            while True:
+                until, events = await self._journal.model_changes(self._sequence)
+                for event in events:
+                    self._apply(event["data"])
+                if until == self._sequence:
+                    return
+                self._sequence = until
+
+    def _apply(self, data: Mapping[str, Any]) -> None:
+        registry, model, change = data["registry"], data["model"], data.get("change") or {}
+        match change.get("kind"):
+            case "ModelCreate":
+                if data["phase"] == "outcome":
+                    self._set(registry, model, data["actor"]["subject"])
+                # read back, it shows that the model exists, and not who made it
+            case "ModelDelete":
+                self._set(registry, model, None)
+            case "ModelRename":
+                owner = self._of.get((registry, model))
+                self._set(registry, model, None)
+                self._set(registry, change["new_name"], owner)
+            case _ if (owner := _named_in_baseline(data)) is not None:
+                self._set(registry, model, owner)
+
+    def _set(self, registry: str, model: str, owner: str | None) -> None:
+        before = self._of.pop((registry, model), None)
+        if before is not None:
+            self._owned[registry, before].discard(model)
+            if not self._owned[registry, before]:
+                del self._owned[registry, before]
+        if owner is not None:
+            self._of[registry, model] = owner
+            self._owned.setdefault((registry, owner), set()).add(model)
+
+
+def _named_in_baseline(data: Mapping[str, Any]) -> str | None:
+    after = data.get("after")
+    return after.get("owner") if isinstance(after, dict) and after.get("kind") == "baseline" else None
+
+
+def _is_told(event: Event) -> bool:
+    data = event["data"]
+    kind = (data.get("change") or {}).get("kind")
+    told = kind in ("ModelCreate", "ModelRename", "ModelDelete") or _named_in_baseline(data) is not None
+    return bool(told and data.get("outcome") == "succeeded")
