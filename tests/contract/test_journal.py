@@ -221,3 +221,52 @@ async def test_the_same_sums_are_recorded_once(journal):
     await trail.intent(operation("after"))
     assert [event["data"]["phase"] for _, event in await journal.events({}, 0, 10)] == ["summed", "intent"]
     assert verify(journal.url) == (2, None)
+
+
+def of_model(kind, model, *, reason="", **more) -> Operation:
+    made = dataclasses.replace(operation(kind), model=model, reason=reason)
+    made.change = {"kind": kind, "model": model, **more}
+    return made
+
+
+async def test_what_says_who_owns_a_model_is_found_among_all_else(journal):
+    trail = Trail(journal, [], "/test")
+    told = []
+
+    async def on_recorded(event):
+        told.append(event["data"]["operation"])
+
+    trail.on_recorded = on_recorded
+    wanted = []
+    for made, outcome in (
+        (of_model("ModelCreate", "a"), "succeeded"),
+        (of_model("ModelCreate", "b"), "failed"),
+        (of_model("ModelUpdate", "a", description='"kind":"ModelDelete"'), "succeeded"),
+        (of_model("AliasSet", "a", reason='{"kind":"ModelCreate"}'), "succeeded"),
+        (of_model("ModelRename", "a", new_name="c"), "succeeded"),
+        (of_model("ModelDelete", "c"), "unknown"),
+        (of_model("ModelDelete", "c"), "succeeded"),
+    ):
+        await trail.intent(made)
+        await trail.outcome(made, outcome)
+        if outcome == "succeeded" and made.name not in ("ModelUpdate", "AliasSet"):
+            wanted.append(made.id)
+    until, events = await journal.model_changes(0)
+    assert [event["data"]["operation"] for event in events] == wanted
+    assert until == 14
+    assert len(told) == 14
+    assert await journal.model_changes(until) == (until, [])
+    assert [event["data"]["operation"] for event in (await journal.model_changes(4))[1]] == wanted[1:]
+
+
+async def test_a_long_journal_is_read_in_pages(journal):
+    trail = Trail(journal, [], "/test")
+    first, last = of_model("ModelCreate", "first"), of_model("ModelCreate", "last")
+    await trail.outcome(first, "succeeded")
+    event = operation().event("outcome", "succeeded", "/test", 1000.0)
+    await journal.append([{**event, "id": str(index)} for index in range(5000)])
+    await trail.outcome(last, "succeeded")
+    until, events = await journal.model_changes(0)
+    assert (until, [event["data"]["model"] for event in events]) == (5000, ["first"])
+    until, events = await journal.model_changes(until)
+    assert (until, [event["data"]["model"] for event in events]) == (5002, ["last"])

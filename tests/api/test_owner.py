@@ -1,0 +1,73 @@
+"""Owner as a subject, through the whole gateway: create, use, rename, delete, and make again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.client import Client
+from tests.conftest import ROOT
+
+CREATE = "".join(f"p, group:{name}, main, models/*, model:create, allow\n" for name in ("data-scientists", "ml-leads"))
+OWN = "p, owner, main, models/*, *, allow\np, group:platform, *, *, *, allow\n"
+
+
+def access(tmp_path, rows):
+    (tmp_path / "rows.csv").write_text(rows)
+    return {"model": str(ROOT / "policies/model.conf"), "rows": str(tmp_path / "rows.csv")}
+
+
+async def may_update(client, name):
+    answer = await client.rpc("PATCH", "registered-models/update", name=name, description="x")
+    assert answer.status in (200, 403), answer.body
+    return answer.status == 200
+
+
+async def test_who_creates_a_model_owns_it_at_once_and_nobody_else(running, tmp_path):
+    async with running(access=access(tmp_path, CREATE + OWN)) as it:
+        admin = Client(it.application.asgi)
+        ann, lead = admin.be("user:scientist"), admin.be("user:lead")
+        assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        assert await may_update(ann, "fraud")
+        assert not await may_update(lead, "fraud")
+        assert (await lead.rpc("POST", "registered-models/create", name="fraud")).status == 400  # it exists
+        assert not await may_update(lead, "fraud")
+        found = await ann.rpc("GET", "registered-models/search")
+        assert [item["name"] for item in found.json["registered_models"]] == ["fraud"]
+        assert "registered_models" not in (await lead.rpc("GET", "registered-models/search")).json
+
+        renamed = await ann.rpc("POST", "registered-models/rename", name="fraud", new_name="risk")
+        assert renamed.status == 403  # he does not own what is named risk, or will be
+        assert (await admin.rpc("POST", "registered-models/rename", name="fraud", new_name="risk")).status == 200
+        assert await may_update(ann, "risk")
+
+        assert (await ann.rpc("DELETE", "registered-models/delete", name="risk")).status == 200
+        assert (await lead.rpc("POST", "registered-models/create", name="risk")).status == 200
+        assert not await may_update(ann, "risk")
+        assert await may_update(lead, "risk")
+
+
+async def test_owners_are_known_after_a_restart_and_from_a_journal_of_before(running, tmp_path):
+    where = access(tmp_path, CREATE + OWN.split("\n", 1)[1])
+    async with running(access=where) as it:
+        ann = Client(it.application.asgi, "user:scientist")
+        assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        assert not await may_update(ann, "fraud")
+        assert not it.application.owners.loaded  # no row asks for it
+        access(tmp_path, CREATE + OWN)
+        begun = time.monotonic()
+        while not await may_update(ann, "fraud"):
+            assert time.monotonic() - begun < 5
+            await asyncio.sleep(0.05)
+    async with running(it.memory, access=where) as again:
+        assert await may_update(Client(again.application.asgi, "user:scientist"), "fraud")
+        assert not await may_update(Client(again.application.asgi, "user:lead"), "fraud")
+
+
+async def test_a_journal_that_is_down_leaves_owners_as_they_were(running, tmp_path, monkeypatch):
+    async with running(access=access(tmp_path, CREATE + OWN)) as it:
+        ann = Client(it.application.asgi, "user:scientist")
+        assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        (tmp_path / "journal.db").rename(tmp_path / "away.db")
+        it.application.journal._engine.dispose()
+        assert (await ann.rpc("GET", "registered-models/get", name="fraud")).status == 200
