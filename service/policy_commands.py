@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.arguments import say, with_config
 from service.errors import BadConfiguration
+from service.estates import commands as estates
 from service.explanation import Explanation, WhoCan
 from service.settings import Configuration, load
 
@@ -56,6 +57,7 @@ def add_commands(commands: Any) -> None:
     again.add_argument("--model", default="*", help="only models of this name, or prefix that ends in *")
     again.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     again.set_defaults(run=_policy_replay)
+    estates.add_commands(policy)
 
 
 def _percentage(text: str) -> float:

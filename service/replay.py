@@ -45,8 +45,8 @@ def replay(configuration: Configuration, asked: Asked) -> Replay:
         BadConfiguration: a file, the journal or an argument is wrong; nothing was judged.
     """
     now = time.time()
-    since = _moment(asked.since, now, "--since")
-    until = _moment(asked.until, now, "--until") if asked.until is not None else now
+    since = moment(asked.since, now, "--since")
+    until = moment(asked.until, now, "--until") if asked.until is not None else now
     if since >= until:
         message = "--since: it is not before --until"
         raise BadConfiguration(message)
@@ -140,8 +140,12 @@ def _file(configuration: Configuration, asked: Asked) -> Path:
     return configuration.path(configured)
 
 
-def _moment(text: str, now: float, option: str) -> float:
-    """Read ``30d`` as that long ago, or a time; one without a zone is UTC."""
+def moment(text: str, now: float, option: str) -> float:
+    """Read ``30d`` as that long ago, or a time; one without a zone is UTC.
+
+    Raises:
+        BadConfiguration: it is neither; *option* names it.
+    """
     try:
         return now - parse_duration(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads what was judged in the past, beside a gateway that may be running; changes nothing."""
+"""Reads what was judged and decided in the past, beside a gateway that may be running; changes nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,23 @@ from service.errors import BadConfiguration
 from service.journal.schema import check_readable
 
 _PAGE = 200
+_BEYOND = 1 << 62
+"""Later than any sequence."""
 _EVENTS = """
     SELECT sequence, body FROM events
     WHERE sequence > ? AND time >= ? AND time < ? AND environment IS NOT NULL
       AND (outcome = 'succeeded' OR phase = 'rejected')
     ORDER BY sequence LIMIT ?
+"""
+_ALL = """
+    SELECT sequence, body FROM events
+    WHERE sequence > ? AND time >= ? AND time < ? AND phase != 'intent'
+    ORDER BY sequence LIMIT ?
+"""
+_LAST = """
+    SELECT sequence, body FROM events
+    WHERE sequence < ? AND phase != 'intent'
+    ORDER BY sequence DESC LIMIT ?
 """
 
 
@@ -37,9 +49,35 @@ class Past:
         Raises:
             BadConfiguration: the journal cannot be read.
         """
+        return self._pages(_EVENTS, since, until)
+
+    def ended(self, since: float, until: float) -> Iterator[dict[str, Any]]:
+        """Yield the last event of each call, and sums, oldest first; *until* is not in it.
+
+        Raises:
+            BadConfiguration: the journal cannot be read.
+        """
+        return self._pages(_ALL, since, until)
+
+    def newest(self) -> Iterator[dict[str, Any]]:
+        """Yield the same, newest first.
+
+        Raises:
+            BadConfiguration: the journal cannot be read.
+        """
+        before = _BEYOND
+        while True:
+            rows = self._rows(_LAST, (before, _PAGE))
+            for sequence, body in rows:
+                before = sequence
+                yield self._parsed(f"event {sequence}", body)
+            if len(rows) < _PAGE:
+                return
+
+    def _pages(self, query: str, since: float, until: float) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
-            rows = self._rows(_EVENTS, (last, since, until, _PAGE))
+            rows = self._rows(query, (last, since, until, _PAGE))
             for sequence, body in rows:
                 last = sequence
                 yield self._parsed(f"event {sequence}", body)
