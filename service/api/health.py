@@ -92,6 +92,10 @@ class Health:
         """Give how many emergencies of a registry wait for their review."""
         return float(self.emergencies[name])
 
+    def has_keys_of(self, issuer: str) -> float:
+        """Return 1 if the keys of *issuer* were fetched when they were last tried."""
+        return float(self.issuers()[issuer] == "up")
+
     def document(self) -> dict[str, Any]:
         """Give the answer of ``/readyz``."""
         if self.draining or self.journal == "down":
@@ -166,6 +170,14 @@ class Metrics:
             ["decision"],
             registry=self.registry,
         )
+        keys = Gauge(
+            "registry_gateway_issuer_keys_up",
+            "1 while the keys of an issuer of tokens can be fetched.",
+            ["issuer"],
+            registry=self.registry,
+        )
+        for issuer in health.issuers():
+            keys.labels(issuer).set_function(partial(health.has_keys_of, issuer))
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )

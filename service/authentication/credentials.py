@@ -10,8 +10,8 @@ from service.authentication.tokens import looks_like_token, refused
 from service.errors import Unauthenticated
 from service.model import Principal
 
-_NO_KEYS = "The credential is not accepted. Send a token of a configured issuer as Authorization: Bearer."
-_MISSING = "Send an API key or a token: Authorization: Bearer <key or token>, or Basic with the key as password."
+_NO_KEYS = "The credential is not accepted. Send a token of a configured issuer: Authorization: Bearer <token>."
+_MISSING = "Send a token or an API key: Authorization: Bearer <token or key>, or Basic with the key as password."
 
 
 class Credentials:
@@ -29,7 +29,9 @@ class Credentials:
             Unauthenticated: missing, malformed, unknown or expired; one sentence for all of the last three.
             IdentityUnavailable: the keys of a token's issuer cannot be had. The token is neither good nor bad.
         """
-        if self._issuers is not None and authorization is not None:
+        if self._issuers is not None:
+            if authorization is None:
+                raise Unauthenticated(_MISSING if self._keys is not None else _NO_KEYS)
             scheme, _, value = authorization.partition(" ")
             value = value.strip()
             if scheme.lower() == "bearer" and looks_like_token(value):
@@ -37,7 +39,7 @@ class Credentials:
             if scheme.lower() == "basic" and looks_like_token(_password(value)):
                 raise refused("a token came as Basic's password; it is taken as Bearer only")
         if self._keys is None:
-            raise Unauthenticated(_MISSING if authorization is None else _NO_KEYS)
+            raise Unauthenticated(_NO_KEYS)
         return self._keys.authenticate(authorization)
 
 

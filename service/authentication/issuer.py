@@ -129,7 +129,10 @@ def _collision(one: Issuer, other: Issuer) -> str | None:
 
 def _problems(one: Issuer) -> list[tuple[str, str | None]]:
     return [
-        ("issuer", _text_problem(one.issuer)),
+        (
+            "issuer",
+            _text_problem(one.issuer) or ("is what events say of API keys" if one.issuer == "api-key" else None),
+        ),
         ("audience", _text_problem(one.audience)),
         ("jwks_url", _keys_problem(one)),
         ("ca_file", None if not one.ca_file or _scheme(one.keys_url) == "https" else "only for an https:// jwks_url"),

@@ -188,6 +188,8 @@ async def test_keys_that_are_down_at_the_start_are_503_and_nobody_else_notices(r
             ready = await Client(it.application.asgi, None)("GET", "/readyz")
             assert (ready.status, ready.json["status"]) == (200, "degraded")
             assert ready.json["issuers"] == {ISSUER: "down"}
+            metric = f'registry_gateway_issuer_keys_up{{issuer="{ISSUER}"}}'
+            assert f"{metric} 0.0" in (await Client(it.application.asgi, None)("GET", "/metrics")).body.decode()
             assert await it.events() == []  # nobody was refused
             server.answer = says(key_set(ONE))
 
@@ -196,6 +198,7 @@ async def test_keys_that_are_down_at_the_start_are_503_and_nobody_else_notices(r
 
             await until(believed)
             assert (await Client(it.application.asgi, None)("GET", "/readyz")).json["issuers"] == {ISSUER: "up"}
+            assert f"{metric} 1.0" in (await Client(it.application.asgi, None)("GET", "/metrics")).body.decode()
             server.answer = says(b"", 500)
             assert (await ask(it, f"Bearer {ONE.by_hand()}")).status == 200
 

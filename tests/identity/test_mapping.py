@@ -257,6 +257,7 @@ def settings_of(tmp_path, *issuers, **more):
         ([{**GENERIC, "preset": "okta"}], "it is one of: entra, generic, github, gitlab, kubernetes"),
         ([{k: v for k, v in GENERIC.items() if k != "audience"}], "missing required field `audience`"),
         ([{**GENERIC, "issuer": ""}], "issuers.0.issuer"),
+        ([{**GENERIC, "issuer": "api-key"}], "issuers.0.issuer"),
         ([{**GENERIC, "issuer": f"{ISSUER} "}], "issuers.0.issuer"),
         ([{**GENERIC, "audience": ["a"]}], "audience"),
         ([{**GENERIC, "jwks_url": "http://issuer.example/keys"}], "must be https://"),
