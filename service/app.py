@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import json
 import logging
+import math
 import secrets
 import signal
 import ssl
@@ -37,6 +38,7 @@ from service.api import versions as version_routes
 from service.api.forwarded import Proxies
 from service.api.front import Authenticate, Front
 from service.api.health import PUBLIC, Health, Metrics
+from service.api.limits import Bounds, Limits, Rate
 from service.api.problems import render_error
 from service.api.wrong import allowed_methods, sentence_of
 from service.asgi import ASGI, client_address
@@ -76,7 +78,7 @@ from service.records import Capabilities
 from service.scope import covers
 from service.seals import Seals
 from service.searching import Searches
-from service.settings import Configuration, Registry, load
+from service.settings import Configuration, Registry, Settings, load
 from service.sinks.stdout import StdoutSink
 from service.spelling import Spelling
 from service.tally import Tally
@@ -233,6 +235,7 @@ class Application:
             noting=self.authorizer.noting,
             hosts=self.configuration.settings.listen.hosts,
             proxies=Proxies(self.configuration.settings.listen.trusted_proxies),
+            limits=Limits(bounds_of(self.configuration.settings)),
         )
 
     @asynccontextmanager
@@ -282,7 +285,7 @@ class Application:
             files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            await self.asgi.floods.flush()
+            await self.asgi.flush()
             for name, follow in files:
                 try:
                     if await follow():
@@ -310,6 +313,22 @@ def environments_of(configuration: Configuration, capabilities: dict[str, Capabi
     """
     path = configuration.settings.environments
     return load_environments(configuration.path(path), capabilities) if path is not None else ()
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Say what the configuration lets everybody send."""
+    limits = settings.limits
+
+    def rate_of(a_second: float | None, at_once: int | None) -> Rate | None:
+        if a_second is None:
+            return None
+        return Rate(a_second, at_once if at_once is not None else max(1, math.ceil(2 * a_second)))
+
+    return Bounds(
+        limits.failed_authentications_per_minute,
+        rate_of(limits.requests_per_second, limits.burst),
+        {name: rate_of(rate.requests_per_second, rate.burst) for name, rate in limits.principals.items()},
+    )
 
 
 def build_litestar(**keywords: Any) -> Litestar:

@@ -36,7 +36,13 @@ MAX_EVENT_BYTES = 16 << 10
 _MAX_TEXT = 512
 PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed"})
 OUTCOMES = frozenset({"succeeded", "failed", "unknown", "denied", "rejected"})
-EVENT_ACTIONS = ACTIONS | {"authentication:fail", "request:refuse", "environment:drift", "environment:revert"}
+EVENT_ACTIONS = ACTIONS | {
+    "authentication:fail",
+    "request:refuse",
+    "request:limit",
+    "environment:drift",
+    "environment:revert",
+}
 """What events are about: the actions of the policy, and what the gateway finds or does by itself."""
 _log = structlog.get_logger()
 Event = dict[str, Any]

@@ -29,6 +29,7 @@ _MIN_IDENTITIES = 2
 _MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
 _MAX_CONNECTIONS = 1000
+_MAX_RATE = 100_000
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\]")
 _PUBLIC_URL = re.compile(r"(https://[A-Za-z0-9._-]+|http://(localhost|127\.0\.0\.1|\[::1\]))(:[0-9]{1,5})?")
 _LATER_KINDS = frozenset({"unity_catalog", "databricks"})
@@ -118,6 +119,26 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often the sums of telemetry are written; a kill loses those of this long."""
 
 
+class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much one principal may ask."""
+
+    requests_per_second: float | None = None
+    """None: as much as it likes."""
+    burst: int | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who sends too much. Counted in each process."""
+
+    failed_authentications_per_minute: int = 60
+    requests_per_second: float | None = None
+    """Of each principal; None: as many as it likes."""
+    burst: int | None = None
+    """So many at once after a pause; left out: of two seconds."""
+    principals: dict[str, Rate] = {}
+    """Those with a rate of their own."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -130,6 +151,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Listen = Listen()
     default_registry: str | dict[str, str] | None = None
     audit: Audit = Audit()
+    limits: Limits = Limits()
     secret_file: str | None = None
     """At least 32 random bytes that all replicas share; page tokens are signed with them."""
     lock_seconds: float = 10.0
@@ -303,11 +325,30 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             known.add(identity)
     if not settings.journal.url.startswith("sqlite:///"):
         raise file.error("journal.url: only sqlite:///… is supported by this version", "journal", "url")
+    _validate_limits(settings.limits, file)
     for sink in settings.audit.sinks:
         if sink != "stdout":
             raise file.error(f"audit.sinks: unknown sink {sink!r}; there is: stdout", "audit", "sinks")
     if settings.audit.reads not in (True, False, "off", "on"):
         raise file.error("audit.reads: on or off", "audit", "reads")
+
+
+def _validate_limits(limits: Limits, file: YamlFile) -> None:
+    if not 1 <= limits.failed_authentications_per_minute <= _MAX_RATE:
+        problem = f"limits.failed_authentications_per_minute: 1 to {_MAX_RATE}"
+        raise file.error(problem, "limits", "failed_authentications_per_minute")
+    rates: list[tuple[tuple[str, ...], Limits | Rate]] = [(("limits",), limits)]
+    for name, rate in limits.principals.items():
+        if not name.startswith(("user:", "service:")):
+            raise file.error(f"limits.principals: {name!r} is not user:… or service:…", "limits", "principals", name)
+        rates.append((("limits", "principals", name), rate))
+    for at, found in rates:
+        if found.requests_per_second is not None and not 0 < found.requests_per_second <= _MAX_RATE:
+            problem = f"{'.'.join(at)}.requests_per_second: more than 0, at most {_MAX_RATE}"
+            raise file.error(problem, *at, "requests_per_second")
+        if found.burst is not None and (found.requests_per_second is None or not 1 <= found.burst <= _MAX_RATE):
+            problem = f"{'.'.join(at)}.burst: 1 to {_MAX_RATE}, beside requests_per_second"
+            raise file.error(problem, *at, "burst")
 
 
 def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:

@@ -15,10 +15,11 @@ from urllib.parse import unquote_to_bytes
 import structlog
 
 from service.access import Access
-from service.api.floods import Floods
+from service.api.floods import LIMITED_EACH_MINUTE, Floods, limited
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
 from service.api.idempotency import Idempotency
+from service.api.limits import Bounds, Limits
 from service.api.problems import render_error as render_problem
 from service.asgi import (
     ASGI,
@@ -36,7 +37,7 @@ from service.asgi import (
     respond,
 )
 from service.audit import Operation, Trail
-from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unauthenticated
+from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, RateLimited, Unauthenticated
 from service.model import Call, Principal
 from service.strict import has_control, parse_json
 
@@ -82,12 +83,14 @@ class Front:
         noting: Callable[[], Note],
         hosts: Collection[str] = (),
         proxies: Proxies | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Send paths for which *own_paths* holds to *own*, all others to *dialect*.
 
         *public* are the exact paths whose routes said themselves that they need no authentication. A Host header
         names one of *hosts*, if there are any. *proxies* are believed about the client's address.
         *noting* begins to note by which revision a request is decided.
+        *limits* say who sends too much.
         """
         self._hosts = frozenset(hosts)
         self._proxies = proxies or Proxies(())
@@ -100,6 +103,8 @@ class Front:
         self._trail = trail
         self._idempotency = Idempotency(trail, access)
         self.floods = Floods(trail)
+        self._limits = limits or Limits(Bounds())
+        self._limited = Floods(trail, each_minute=LIMITED_EACH_MINUTE, document=limited)
         self._metrics = metrics
         self._noting = noting
 
@@ -126,6 +131,8 @@ class Front:
         except GatewayError as error:
             if reply.started:  # the client sees a transfer that was cut
                 raise
+            if isinstance(error, RateLimited):
+                self._metrics.rate_limited.labels("principal" if "principal" in scope["state"] else "address").inc()
             await respond(reply, *render(error))
         except ClientGone:  # or its chunks were malformed, which the server tells no otherwise
             if not reply.started:
@@ -134,6 +141,11 @@ class Front:
             _log.exception("unexpected", path=path[:200])
             if not reply.started:
                 await respond(reply, *render(GatewayError("Something failed inside the gateway; its log says what.")))
+
+    async def flush(self) -> None:
+        """Record the sums of refusals."""
+        await self.floods.flush()
+        await self._limited.flush()
 
     def _check_host(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
@@ -175,17 +187,37 @@ class Front:
             scope["state"]["trace"] = trace
 
     async def _identify(self, scope: Scope) -> None:
+        address = client_address(scope)
         try:
-            scope["state"]["principal"] = await self._authenticate(_authorization(scope))
-        except Unauthenticated as error:
-            scope["state"]["recorded"] = True
-            if self.floods.admits(client_address(scope)):
-                operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
-                operation.detail = error.reason or error.detail
-                if error.reason:
-                    _log.warning("credential refused", reason=error.reason, address=client_address(scope))
-                await self._trail.refused(operation, "denied")
+            authorization = _authorization(scope)
+            self._limits.before(address, authorization)
+            principal = await self._authenticate(authorization)
+        except (Unauthenticated, RateLimited) as error:
+            await self._record_failure(scope, error)
+            if isinstance(error, Unauthenticated):
+                self._limits.failed(address)  # so that the last one is told to wait
             raise
+        self._limits.succeeded(authorization)
+        scope["state"]["principal"] = principal
+        try:
+            self._limits.admit(principal.subject)
+        except RateLimited as error:
+            scope["state"]["recorded"] = True
+            if self._limited.admits(principal.subject):
+                operation = _operation(scope, principal, "request:limit", self._trail.now())
+                operation.detail = error.detail
+                self._trail.refused_later(operation, "rejected")
+            raise
+
+    async def _record_failure(self, scope: Scope, error: Unauthenticated | RateLimited) -> None:
+        scope["state"]["recorded"] = True
+        if self.floods.admits(client_address(scope)):
+            operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
+            reason = error.reason if isinstance(error, Unauthenticated) else ""
+            operation.detail = reason or error.detail
+            if reason:
+                _log.warning("credential refused", reason=reason, address=client_address(scope))
+            await self._trail.refused(operation, "denied")
 
     @staticmethod
     async def _read_own_body(scope: Scope, receive: Receive) -> Receive:

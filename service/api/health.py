@@ -178,6 +178,12 @@ class Metrics:
         )
         for issuer in health.issuers():
             keys.labels(issuer).set_function(partial(health.has_keys_of, issuer))
+        self.rate_limited = Counter(
+            "registry_gateway_rate_limited",
+            "Requests answered 429, by what sent too much: a principal, or an address whose authentications fail.",
+            ["by"],
+            registry=self.registry,
+        )
         self.dropped_fields = Counter(
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )

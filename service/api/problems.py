@@ -71,7 +71,7 @@ def render_error(error: e.GatewayError) -> tuple[int, dict[str, str], bytes]:
     headers = {"content-type": "application/problem+json"}
     if document["status"] == 401:  # RFC 9110, section 11.6.1
         headers["www-authenticate"] = 'Bearer realm="registry-gateway", Basic realm="registry-gateway"'
-    if document["status"] == 503 or isinstance(error, e.OperationPending):
+    if document["status"] in (429, 503) or isinstance(error, e.OperationPending):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, e.MethodNotAllowed):
         headers["allow"] = ", ".join(error.allowed)

@@ -117,7 +117,9 @@ def _snapshot(configuration: Configuration, name: str) -> Snapshot:
     model = configuration.path(access.model)
     if name == "-":
         return load_rows(sys.stdin.read(), model, registries, "standard input")
-    return Snapshot(model, configuration.path(access.rows) if name == "current" else Path(name), registries)
+    return Snapshot(
+        model, configuration.path(access.rows) if name == "current" else Path(name), registries, access.limits
+    )
 
 
 def _past(configuration: Configuration, options: argparse.Namespace) -> Iterator[Past]:
