@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from service.authentication.issuer import Issuer, check_issuers
-from service.authorization.rows import Limits
+from service.authorization import rows as policy_rows
 from service.errors import BadConfiguration
 from service.files import YamlFile, convert
 from service.modes import ENFORCE, MODES
@@ -84,9 +84,9 @@ class Access(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the rows; a larger policy is refused before it is read."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> policy_rows.Limits:
         """How much a policy may be."""
-        return Limits(self.max_rows, self.max_bytes)
+        return policy_rows.Limits(self.max_rows, self.max_bytes)
 
 
 class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

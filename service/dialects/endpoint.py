@@ -170,8 +170,9 @@ class MlflowEndpoint:
         """Read OpenTelemetry's export; its headers say where the traces belong."""
         raw = await read_body(scope, receive, match.row.max_body_bytes, (PROTOBUF, "application/json"))
         is_json = (header(scope, "content-type") or "").startswith("application/json")
+        owner = scope["state"]["principal"].subject
         async with self._large:
-            body, trace_ids = await asyncio.to_thread(read_export, raw, is_json=is_json)
+            body, trace_ids = await asyncio.to_thread(read_export, raw, is_json=is_json, owner=owner)
         experiment_id, run_id = header(scope, EXPERIMENT_HEADER), header(scope, RUN_HEADER)
         document = {"experiment_id": experiment_id, "run_id": run_id, "trace_ids": trace_ids}
         fields = json.dumps({key: value for key, value in document.items() if value}).encode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from service.dialects.mlflow_owners import with_owner
 from service.dialects.mlflow_refused import REFUSED
 from service.dialects.mlflow_routes import ONLY_AJAX, REFUSED_ROUTES, load_routes
 from service.dialects.mlflow_row import Row
@@ -185,6 +186,7 @@ class MlflowDialect:
             InvalidRequest: the message does not fit, or means two things. Nothing was forwarded.
         """
         message, dropped = self._message(match, list(query), body)
+        message = with_owner(match.rpc.key, message, principal.subject)
         needs = match.row.needs(message)
         change = match.row.change(message) if match.row.change else None
         return (

@@ -6,7 +6,7 @@ OTLP/HTTP 1.x, https://opentelemetry.io/docs/specs/otlp/#otlphttp, as MLflow's s
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.dialects.locations import refuse_locations
+from service.dialects.mlflow_owners import names_owner
 from service.dialects.wire import check_size
 from service.errors import InvalidRequest
 from service.strict import parse_json
@@ -27,8 +28,8 @@ _TRACE_BYTES = 16
 _TAG_PREFIX = "mlflow.traceTag."
 
 
-def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
-    """Parse an ExportTraceServiceRequest.
+def read_export(body: bytes, *, is_json: bool, owner: str) -> tuple[bytes, list[str]]:
+    """Parse an ExportTraceServiceRequest; tags that name a user name *owner* then.
 
     Returns it written anew, as protobuf, and MLflow's identifiers of its traces (``tr-<32 hex digits>``).
 
@@ -49,9 +50,11 @@ def read_export(body: bytes, *, is_json: bool) -> tuple[bytes, list[str]]:
     trace_ids: dict[str, None] = {}
     for resource in export.resource_spans:
         refuse_locations(attribute.key for attribute in resource.resource.attributes)  # MLflow makes tags of them
+        _set_owner(resource.resource.attributes, owner)
         for scope in resource.scope_spans:
             for span in scope.spans:
                 refuse_locations(_tags_of(span))
+                _set_owner(span.attributes, owner)
                 if len(span.trace_id) != _TRACE_BYTES:
                     message = "A span's trace_id is not 16 bytes."
                     raise InvalidRequest(message)
@@ -67,6 +70,12 @@ def _tags_of(span: Span) -> Iterator[str]:
     for attribute in span.attributes:
         if attribute.key.startswith(_TAG_PREFIX):
             yield attribute.key.removeprefix(_TAG_PREFIX)
+
+
+def _set_owner(attributes: Iterable[Any], owner: str) -> None:
+    for attribute in attributes:
+        if names_owner(attribute.key.removeprefix(_TAG_PREFIX)):
+            attribute.value.string_value = owner
 
 
 def _with_base64(document: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import secrets
@@ -41,11 +42,12 @@ RACING = {
 run. That it succeeded is compared."""
 
 
-async def side(uri: str, token: str) -> dict:
+async def side(uri: str, token: str, owner: str) -> dict:
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": uri,
         "MLFLOW_TRACKING_TOKEN": TOKENS["user:admin"],
+        "CONFORMANCE_OWNER": owner,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "PYTHONPATH": str(ROOT),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -68,8 +70,8 @@ def both(mlflow_server, tmp_path_factory) -> tuple[dict, dict]:
 
     async def run() -> tuple[dict, dict]:
         async with proxied(mlflow_server.url) as proxy:
-            direct = await side(proxy.url, secrets.token_hex(4))
-        return direct, await side(f"http://127.0.0.1:{port}", secrets.token_hex(4))
+            direct = await side(proxy.url, secrets.token_hex(4), getpass.getuser())
+        return direct, await side(f"http://127.0.0.1:{port}", secrets.token_hex(4), "user:admin")
 
     try:
         ready(port, gateway)

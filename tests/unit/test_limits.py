@@ -117,11 +117,11 @@ def spans(count: int, attributes: int = 0) -> bytes:
 )
 def test_an_export_of_very_many_messages_is_not_parsed(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="more than 200000"):
-        read_export(body, is_json=False)
+        read_export(body, is_json=False, owner="user:ann")
 
 
 def test_an_ordinary_export_is() -> None:
-    _, traces = read_export(spans(2000, 10), is_json=False)
+    _, traces = read_export(spans(2000, 10), is_json=False, owner="user:ann")
     assert traces == [f"tr-{(b't' * 16).hex()}"]
 
 
