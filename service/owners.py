@@ -100,8 +100,8 @@ class Owners:
                 owner = self._of.get((registry, model))
                 self._set(registry, model, None)
                 self._set(registry, change["new_name"], owner)
-            case _ if (owner := _named_in_baseline(data)) is not None:
-                self._set(registry, model, owner)
+            case _ if (owner := _named_in_baseline(data)) is not None and (registry, model) not in self._of:
+                self._set(registry, model, owner)  # who adopts takes a model from nobody
 
     def _set(self, registry: str, model: str, owner: str | None) -> None:
         before = self._of.pop((registry, model), None)

@@ -63,6 +63,7 @@ def add_commands(commands: Any) -> None:
     adopt = parser_of(commands, "adopt", "take over what was live before the gateway came", _adopt)
     adopt.add_argument("--models", default="*", help="a name, or a prefix that ends in * (default: all)")
     adopt.add_argument("--environment", help="only this one")
+    adopt.add_argument("--owner", metavar="PRINCIPAL", help="whose these models are: user:… or service:…, not yourself")
     adopt.add_argument("--yes", action="store_true", help="adopt; without it only list")
 
 
@@ -231,6 +232,8 @@ def _adopt(options: argparse.Namespace, client: Client) -> int:
     body: dict[str, Any] = {"models": options.models, "reason": options.reason, "dry_run": not options.yes}
     if options.environment:
         body["environment"] = options.environment
+    if options.owner:
+        body["owner"] = options.owner
     reply = client.post(f"/v1/registries/{options.registry}/adoptions", body)
     if reply.status != 200:
         return refused(options, reply)

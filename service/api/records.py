@@ -61,6 +61,7 @@ async def adopt(
         environment=data.environment,
         reason=data.reason,
         dry_run=data.dry_run,
+        owner=data.owner,
     )
     return s.AdoptionBody(data.dry_run, [s.AdoptedBody(**dataclasses.asdict(row)) for row in rows])
 

@@ -460,11 +460,15 @@ class CheckBody(Struct):
 
 
 class AdoptionRequest(Struct, forbid_unknown_fields=True):
-    """Take over what is live: `models` is exact or a prefix that ends in `*`; no `environment` means each."""
+    """Take over what is live: `models` is exact or a prefix that ends in `*`; no `environment` means each.
+
+    `owner` is whose the models are, if nobody created them through the gateway; never the caller.
+    """
 
     reason: NeededReason
     models: Annotated[str, Meta(min_length=1, max_length=500)] = "*"
     environment: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    owner: Annotated[str, Meta(min_length=1, max_length=300)] | None = None
     dry_run: bool = False
 
 

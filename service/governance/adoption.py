@@ -17,6 +17,7 @@ from service.model import Caller, Need, resource
 from service.promotion.gate import Environment, matches
 from service.promotion.history import open_period
 from service.records import ModelVersion, RegisteredModel
+from service.strict import has_control
 
 _AT_ONCE = 8
 
@@ -43,15 +44,25 @@ class AdoptionDesk:
         self._desk = desk
 
     async def adopt(
-        self, caller: Caller, registry: str, *, models: str, environment: str | None, reason: str, dry_run: bool
+        self,
+        caller: Caller,
+        registry: str,
+        *,
+        models: str,
+        environment: str | None,
+        reason: str,
+        dry_run: bool,
+        owner: str | None = None,
     ) -> list[Adopted]:
         """Record what is live in *environment* (None: in each) of *models* (exact, or a prefix that ends in ``*``).
 
         Idempotent: what the record knows stays as it is. A dry run lists what would be adopted. What the caller can
         neither read nor adopt is left out. What is in quarantine, or of a model that is being changed, is skipped.
+        What is adopted belongs to *owner*, unless somebody created it through the gateway.
 
         Raises:
-            NotFound: no such registry or environment. InvalidRequest: *models* is no name or prefix.
+            NotFound: no such registry or environment. InvalidRequest: *models* is no name or prefix; *owner* is no
+                principal, or the caller.
             Denied: one of them may not be adopted. Nothing is stored.
             RegistryUnavailable, JournalUnavailable: what was adopted stays; run it again.
         """
@@ -59,6 +70,8 @@ class AdoptionDesk:
         if "*" in models[:-1]:
             message = "models: a name, or a prefix that ends in *."
             raise InvalidRequest(message)
+        if owner is not None:
+            _check_owner(owner, caller)
         known = [item.name for _, item in self._desk.environments_of(registry)]
         if environment is not None and environment not in known:
             message = f"The registry has no environment {environment!r}; it has: {', '.join(known) or 'none'}."
@@ -79,7 +92,7 @@ class AdoptionDesk:
 
         async def one(model: RegisteredModel, item: Environment) -> list[Adopted]:
             async with gate:
-                return await self._one(caller, backend, model, item, reason, dry_run=dry_run)
+                return await self._one(caller, backend, model, item, reason, owner, dry_run=dry_run)
 
         rows = await asyncio.gather(*(one(model, item) for model, item in found))
         return [row for several in rows for row in several]
@@ -98,6 +111,7 @@ class AdoptionDesk:
         model: RegisteredModel,
         environment: Environment,
         reason: str,
+        owner: str | None,
         *,
         dry_run: bool,
     ) -> list[Adopted]:
@@ -109,7 +123,7 @@ class AdoptionDesk:
                 return []
             if version is None or rows[0].state != "to-adopt":
                 return rows
-            await self._record(caller, backend, rows, environment, version, reason)
+            await self._record(caller, backend, rows, environment, version, reason, owner)
             return [replace(row, state="adopted") for row in rows]
 
         try:
@@ -158,6 +172,7 @@ class AdoptionDesk:
         environment: Environment,
         version: ModelVersion,
         reason: str,
+        owner: str | None,
     ) -> None:
         """Write one baseline event for each mark; the first, which says what is live, begins the period."""
         effect: list[MadeLive] = []
@@ -167,6 +182,8 @@ class AdoptionDesk:
             operation.after = {"version": row.version, "mark": row.mark, "kind": "baseline"}
             operation.detail = f"baseline: {row.mark} is on version {row.version}"
             if index == 0:
+                if owner is not None:
+                    operation.after["owner"] = owner
                 effect = [
                     await made_live(
                         backend,
@@ -187,3 +204,18 @@ class AdoptionDesk:
         _, operation = await self._desk.open(caller, backend.name, "adopt", need)
         operation.model, operation.environment = model, environment.name
         return operation
+
+
+def _check_owner(owner: str, caller: Caller) -> None:
+    """Nobody gains the rights of an owner by their own word.
+
+    Raises:
+        InvalidRequest: it is no principal, or the caller.
+    """
+    kind, _, name = owner.partition(":")
+    if kind not in ("user", "service") or not name or ":" in name or name != name.strip() or has_control(name):
+        message = "owner: user:… or service:…, as credentials name it."
+        raise InvalidRequest(message)
+    if owner in caller.principal.persons:
+        message = "owner: somebody else; who adopts cannot make themselves owner."
+        raise InvalidRequest(message)

@@ -196,3 +196,36 @@ async def test_four_hundred_live_models_are_adopted_by_one_call(running, tmp_pat
         assert (done.status, len(done.json["adopted"])) == (200, 800)
         assert await it.application.drift.sweep(backend) == []
         assert len(await it.application.journal.live()) == 400
+
+
+async def test_an_adoption_can_say_whose_a_model_is(running, tmp_path):
+    shipped = (ROOT / "policies/policy.csv").read_text()
+    (tmp_path / "rows.csv").write_text(shipped + "p, owner, *, models/*, model:update, allow\n")
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(tmp_path / "rows.csv")}
+    async with running(environments=environments(tmp_path, TWO_MARKS), access=access) as it:
+        client = Client(it.application.asgi)
+        lead = client.be("user:lead")
+        await estate(it, client, 2)
+        it.memory.models["old"] = it.memory.models.pop("m1")  # created beside the gateway
+        it.memory.models["old"]["name"] = "old"
+        for version in it.memory.models["old"]["versions"].values():
+            version["name"] = "old"
+        for wrong in ("user:admin", "group:data-scientists", "owner", "user:", "user:a:b", "user:a\u0000"):
+            refused = await client("POST", ADOPT, {"reason": "day one", "owner": wrong})
+            assert (refused.status, "owner" in refused.json["detail"]) == (400, True), wrong
+        assert await it.events(action="environment:adopt", outcome="succeeded") == []
+
+        async def may(model):
+            answer = await lead.rpc("PATCH", "registered-models/update", name=model, description="x")
+            return answer.status != 403
+
+        assert not await may("old")
+        body = {"reason": "day one", "owner": "user:lead"}
+        assert (await client("POST", ADOPT, {**body, "dry_run": True})).status == 200
+        assert not await may("old")
+        done = await client("POST", ADOPT, body)
+        assert {row["state"] for row in done.json["adopted"]} == {"adopted"}
+        assert await may("old")
+        assert not await may("m0")  # who created it is on record
+        events = await it.events(action="environment:adopt", model="old")
+        assert [event["data"]["after"].get("owner") for event in events] == ["user:lead", None]

@@ -121,6 +121,20 @@ async def test_a_creation_that_was_read_back_makes_nobody_owner(journal, owners)
     assert owners.owns("user:ann", "main", "models/mine")
 
 
+async def test_a_baseline_names_the_owner_of_what_nobody_created_here(journal, owners):
+    for model in ("old", "mine"):
+        if model == "mine":
+            journal.add("user:ann", "ModelCreate", "mine")
+        event = journal.add("user:admin", "", model)
+        event["data"] |= {"change": None, "after": {"kind": "baseline", "owner": "user:bob"}}
+        await owners.recorded(event)
+    assert owners.owns("user:bob", "main", "models/old")
+    assert owners.owns("user:ann", "main", "models/mine")
+    assert not owners.owns("user:bob", "main", "models/mine")
+    await owners.recorded(journal.add("user:eve", "AliasSet", "other", after={"owner": "user:eve"}))
+    assert not owners.owns("user:eve", "main", "models/other")
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("cdr"), st.sampled_from("abc"), st.sampled_from("abc"), st.sampled_from("xyz"))),
     st.integers(1, 3),
