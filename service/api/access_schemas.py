@@ -149,12 +149,20 @@ class EvaluationError(Struct):
     message: str
 
 
+class DecidedAs(Struct):
+    """As what it was decided, where that is something else than was asked: a write on a mark is a promotion."""
+
+    action: str
+    resource: str
+
+
 class EvaluationContext(Struct):
     """What led to the decision. `row` is null where no row matches. `verdict` is of a promotion with a version."""
 
     revision: str | UnsetType = UNSET
     row: str | UnsetType | None = UNSET
     reason: str | UnsetType = UNSET
+    decided_as: DecidedAs | UnsetType = UNSET
     verdict: VerdictBody | UnsetType = UNSET
     verdict_problem: EvaluationError | UnsetType = UNSET
     error: EvaluationError | UnsetType = UNSET

@@ -16,7 +16,7 @@ from service.api.problems import status_of
 from service.errors import GatewayError, InvalidRequest
 from service.governance import Governance
 from service.governance.access import MAX_GROUPS
-from service.governance.evaluations import PROMOTE, AskedAbout, Evaluated, Semantic, Wrong
+from service.governance.evaluations import MARKING, PROMOTE, AskedAbout, Evaluated, Semantic, Wrong
 from service.model import Caller, Principal
 
 EVALUATION, EVALUATIONS = "/access/v1/evaluation", "/access/v1/evaluations"
@@ -50,7 +50,7 @@ async def evaluate_all(
     semantic = Semantic(data.options.evaluations_semantic) if data.options else Semantic.EXECUTE_ALL
     questions = [_read(item, data) for item in data.evaluations]
     answers = await governance.evaluations.evaluate(caller, questions, semantic)
-    bodies = [_body(answer, metrics) for answer in answers]
+    bodies = [_body(asked, answer, metrics) for asked, answer in zip(questions, answers, strict=False)]
     if len(bodies) < len(questions):
         bodies[-1].context.reason = f"{semantic.value}: {bodies[-1].context.reason or 'it cannot be asked'}"
     return s.EvaluationsBody(bodies)
@@ -66,10 +66,11 @@ async def authzen_configuration(
 
 
 async def _one(caller: Caller, governance: Governance, metrics: Metrics, data: s.EvaluationRequest) -> s.EvaluationBody:
-    answer = (await governance.evaluations.evaluate(caller, [_caught(data)]))[0]
-    if answer.error is not None:
+    asked = _caught(data)
+    answer = (await governance.evaluations.evaluate(caller, [asked]))[0]
+    if isinstance(answer, Wrong):
         raise answer.error
-    return _body(answer, metrics)
+    return _body(asked, answer, metrics)
 
 
 def _filled(item: s.EvaluationItem, defaults: s.EvaluationsRequest) -> s.EvaluationRequest:
@@ -122,8 +123,8 @@ def _question(data: s.EvaluationRequest) -> AskedAbout:
         raise InvalidRequest(message)
     principal = Principal(f"{data.subject.type}:{data.subject.id}", _groups(data.subject.properties))
     version = data.resource.properties.get("version", data.context.get("version"))
-    if data.action.name != PROMOTE:
-        version = None
+    if data.action.name not in (PROMOTE, *MARKING):
+        version = None  # it means nothing for others
     if version is not None and not isinstance(version, str):
         message = 'The version is text, such as "1".'
         raise InvalidRequest(message)
@@ -139,15 +140,17 @@ def _groups(properties: dict[str, Any]) -> frozenset[str]:
     return frozenset(groups)
 
 
-def _body(answer: Evaluated, metrics: Metrics) -> s.EvaluationBody:
+def _body(asked: AskedAbout | Wrong, answer: Evaluated | Wrong, metrics: Metrics) -> s.EvaluationBody:
     decision = answer.decision
-    kind = "error" if answer.error else "permit" if decision.allowed else "deny"
+    kind = "error" if isinstance(answer, Wrong) else "permit" if decision.allowed else "deny"
     metrics.evaluations.labels(kind).inc()
-    if answer.error is not None:
+    if isinstance(answer, Wrong):
         return s.EvaluationBody(decision=False, context=s.EvaluationContext(error=_error(answer.error)))
     context = s.EvaluationContext(revision=decision.revision, row=decision.row)
     verb = "allows" if decision.allowed else "denies"
     context.reason = f"{decision.row} {verb} it" if decision.row else "no row allows it"
+    if answer.asked != asked:
+        context.decided_as = s.DecidedAs(answer.asked.action, answer.asked.resource)
     if answer.verdict is not None:
         context.verdict = shapes.verdict_body(answer.verdict.document())
     if answer.verdict_problem is not None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
 from urllib.parse import unquote
 
+from service.access import marks_of
 from service.errors import Denied, GatewayError, InvalidRequest
 from service.gather import Question, judge
 from service.governance.access import ACCESS, AccessDesk
 from service.governance.desk import Desk
 from service.model import Caller, Decision, Need, Principal, Verdict, resource
+from service.promotion.gate import Environment, Mark
 from service.strict import check_text, check_version
 
 PROMOTE = "environment:promote"
 MAX_VERDICTS = 10
 """Each reads the registry."""
 _AT_ONCE = 20
+_PROMOTING = frozenset({PROMOTE, "environment:rollback", "environment:emergency"})
+MARKING = {"alias:set": "alias", "stage:set": "stage"}
+"""What writes the marks of environments, and the kind of mark."""
 
 
 class Semantic(Enum):
@@ -50,17 +55,26 @@ class Wrong:
 
     error: GatewayError
 
+    @property
+    def decision(self) -> Decision:
+        """A denial: what cannot be asked is allowed to nobody."""
+        return Decision()
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An answer. The zero value is a denial."""
+    """An answer, and as what it was decided: a write on a mark is a promotion."""
 
-    decision: Decision = field(default_factory=Decision)
+    decision: Decision
+    asked: AskedAbout
     verdict: Verdict | None = None
     verdict_problem: GatewayError | None = None
     """Why a verdict that was asked for is not there."""
-    error: GatewayError | None = None
-    """Why the question has no answer; the decision is a denial."""
+
+    @property
+    def wants_verdict(self) -> bool:
+        """Whether it is a promotion of a version, and allowed."""
+        return self.asked.version is not None and self.asked.action == PROMOTE and self.decision.allowed
 
 
 class EvaluationDesk:
@@ -73,29 +87,25 @@ class EvaluationDesk:
 
     async def evaluate(
         self, caller: Caller, questions: Sequence[AskedAbout | Wrong], semantic: Semantic = Semantic.EXECUTE_ALL
-    ) -> list[Evaluated]:
+    ) -> list[Evaluated | Wrong]:
         """Answer *questions* in their order, up to the one that settles *semantic*.
 
-        The decision is of access alone; a closed gate is in the verdict.
+        The decision is of access alone, as a request would be decided; a closed gate is in the verdict.
 
         Raises:
             Denied: a right to ask is missing, for any of the registries. Nothing was answered.
         """
         checked = [self._checked(item) for item in questions]
         await self._authorize(caller, [item for item in checked if isinstance(item, AskedAbout)])
-        answers: list[Evaluated] = []
+        answers: list[Evaluated | Wrong] = []
         verdicts = 0
         for index, item in enumerate(checked):
             if index % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)  # others are served in between
-            if isinstance(item, Wrong):
-                answer = Evaluated(error=item.error)
-            else:
-                decision = self._desk.gateway.access.decide(item.principal, item.registry, item.resource, item.action)
-                answer = Evaluated(decision)
-                if item.version is not None and item.action == PROMOTE and decision.allowed:
-                    verdicts += 1
-                    answer = await self._with_verdict(caller, item, decision, over=verdicts > MAX_VERDICTS)
+            answer: Evaluated | Wrong = item if isinstance(item, Wrong) else self._decided(item)
+            if isinstance(answer, Evaluated) and answer.wants_verdict:
+                verdicts += 1
+                answer = await self._with_verdict(caller, answer, over=verdicts > MAX_VERDICTS)
             answers.append(answer)
             if semantic.ends(allowed=answer.decision.allowed):
                 break
@@ -129,15 +139,43 @@ class EvaluationDesk:
             (name for name in names if decide(caller.principal, name, ACCESS, "access:evaluate").allowed), names[0]
         )
 
-    async def _with_verdict(self, caller: Caller, item: AskedAbout, decision: Decision, *, over: bool) -> Evaluated:
+    def _decided(self, item: AskedAbout) -> Evaluated:
+        """Decide as a request is: a write on a mark is a promotion, and a row that denies any of the marks counts."""
+        access = self._desk.gateway.access
+        environment = self._promotes(item)
+        if environment is not None:
+            model = unquote(item.resource.split("/")[1])
+            needs = [Need(item.action, item.resource), *marks_of(model, environment)]
+            denied = access.denied_by_row(self._desk.gateway.backend(item.registry), needs, item.principal)
+            if denied is not None:
+                need, decision = denied
+                return Evaluated(decision, replace(item, action=need.action, resource=str(need.resource)))
+            if item.action in MARKING:
+                where = resource("models", model, "environments", environment.name)
+                item = replace(item, action=PROMOTE, resource=where)
+        return Evaluated(access.decide(item.principal, item.registry, item.resource, item.action), item)
+
+    def _promotes(self, item: AskedAbout) -> Environment | None:
+        """Return the environment that doing this would make a version live in."""
+        kind, *parts = map(unquote, item.resource.split("/"))
+        if kind != "models" or len(parts) != len(("model", "environments", "name")):
+            return None
+        model, _, name = parts
+        if item.action in _PROMOTING:
+            return self._desk.environments.get(item.registry, model, name)
+        mark = MARKING.get(item.action)
+        guarding = self._desk.environments.of(item.registry, model) if mark else ()
+        return next((found for found in guarding if found.enforced and Mark(mark or "", name) in found.marks), None)
+
+    async def _with_verdict(self, caller: Caller, answer: Evaluated, *, over: bool) -> Evaluated:
         """Judge a promotion as a dry run does, without its event; what the caller may not read is not told."""
         if over:
             message = f"Over {MAX_VERDICTS} verdicts are not given in one call; ask again for the others."
-            return Evaluated(decision, verdict_problem=InvalidRequest(message))
+            return replace(answer, verdict_problem=InvalidRequest(message))
         try:
-            return Evaluated(decision, await self._verdict(caller, item))
+            return replace(answer, verdict=await self._verdict(caller, answer.asked))
         except GatewayError as error:
-            return Evaluated(decision, verdict_problem=error)
+            return replace(answer, verdict_problem=error)
 
     async def _verdict(self, caller: Caller, item: AskedAbout) -> Verdict:
         version = check_version(item.version or "")

@@ -8,10 +8,11 @@ import json
 import pytest
 
 from service.api.access_schemas import MAX_EVALUATIONS
+from service.embedded import DEMO_PRINCIPALS
 from service.governance.evaluations import MAX_VERDICTS
 from tests.api.test_refusals import policy
 from tests.client import Client
-from tests.promotion.flow import register, satisfy
+from tests.promotion.flow import register, satisfy, simple
 
 ONE, MANY = "/access/v1/evaluation", "/access/v1/evaluations"
 PRODUCTION = {"type": "registry", "id": "main/models/iris/environments/production"}
@@ -254,6 +255,54 @@ async def test_a_verdict_is_for_who_may_read_the_version(running, tmp_path):
         answer = (await client.be("user:viewer")("POST", ONE, question)).json
         assert (answer["decision"], answer["context"]["verdict_problem"]["status"]) == (True, 403)
         assert "verdict" not in answer["context"]
+
+
+CHAMPION = {"type": "registry", "id": "main/models/iris/aliases/champion"}
+AS_PROMOTION = {"action": "environment:promote", "resource": "models/iris/environments/production"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "action", "resource", "group", "allowed", "decided_as"),
+    [
+        ((), "alias:set", CHAMPION, "ci", True, AS_PROMOTION),
+        ((), "alias:set", CHAMPION, "data-scientists", False, AS_PROMOTION),
+        ((), "alias:set", {**CHAMPION, "id": "main/models/iris/aliases/dev"}, "data-scientists", True, None),
+        ((), "stage:set", {**CHAMPION, "id": "main/models/iris/stages/Production"}, "ci", True, AS_PROMOTION),
+        ((), "stage:set", {**CHAMPION, "id": "main/models/iris/stages/None"}, "ci", False, None),
+        ((), "environment:promote", PRODUCTION, "ci", True, None),
+        (("stage:set",), "environment:promote", PRODUCTION, "ci", False, "stage:set"),
+        (("stage:set",), "environment:rollback", PRODUCTION, "ml-leads", False, "stage:set"),
+        (("stage:set",), "environment:retire", PRODUCTION, "ml-leads", True, None),
+        (("stage:set",), "alias:set", CHAMPION, "ci", False, "stage:set"),
+    ],
+)
+async def test_a_write_on_a_mark_is_decided_as_a_request_is(
+    running, tmp_path, rows, action, resource, group, allowed, decided_as
+):
+    denied = [f"p, role:reader, main, models/iris/stages/Production, {item}, deny" for item in rows]
+    async with running(access=policy(tmp_path, *denied)) as it:
+        question = {"subject": {"type": "group", "id": group}, "action": {"name": action}, "resource": resource}
+        answer = (await Client(it.application.asgi)("POST", ONE, question)).json
+        assert answer["decision"] is allowed
+        found = answer["context"].get("decided_as")
+        assert (found and found["action"] if isinstance(decided_as, str) else found) == decided_as
+
+
+async def test_an_answer_is_what_the_same_write_meets(running, tmp_path):
+    """What the gateway answers others is what it does itself, on guarded targets too."""
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+        for principal, group in DEMO_PRINCIPALS.items():
+            kind, _, name = principal.partition(":")
+            subject = {"type": kind, "id": name, "properties": {"groups": [group]}}
+            for alias in ("champion", "dev"):
+                resource = {"type": "registry", "id": f"main/models/iris/aliases/{alias}"}
+                question = {"subject": subject, "action": {"name": "alias:set"}, "resource": resource}
+                told = (await client("POST", ONE, question)).json["decision"]
+                fields = {"name": "iris", "alias": alias, "version": version}
+                done = await client.be(principal).rpc("POST", "registered-models/alias", **fields)
+                assert (done.status == 200, done.status == 403) == (told, not told), (principal, alias)
 
 
 async def test_a_call_gives_few_verdicts(running):
