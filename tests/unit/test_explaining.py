@@ -130,7 +130,7 @@ def test_an_explanation_agrees_with_the_decision(tmp_path_factory, data):
     rows = [f"p, {', '.join(item)}" for item in data.draw(st.lists(row, min_size=1, max_size=6))]
     rows += [f"g, {', '.join(item)}" for item in data.draw(st.lists(link, max_size=4))]
     path = tmp_path_factory.mktemp("p") / "policy.csv"
-    path.write_text("\n".join(rows))
+    path.write_text("\n".join(rows) + "\n")
     snapshot = Snapshot(MODEL, path, ["main"])
     principal = Principal("user:ann", frozenset(data.draw(st.sets(st.just("group:x")))))
     decision = snapshot.decide_whole(principal, "main", "models/iris", "model:read")

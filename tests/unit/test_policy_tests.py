@@ -131,7 +131,7 @@ def test_without_any_one_shipped_row_a_case_fails(tmp_path, capsys, index):
     lines = (ROOT / "policies/policy.csv").read_text().splitlines()
     if lines[index].startswith(("p,", "g,")):
         lines[index] = ""
-        (tmp_path / "policy.csv").write_text("\n".join(lines))
+        (tmp_path / "policy.csv").write_text("\n".join(lines) + "\n")
         access = {"model": str(MODEL), "rows": str(tmp_path / "policy.csv")}
         configuration = write_configuration(tmp_path, access=access)
         assert main(["policy", "test", "--config", str(configuration), str(ROOT / "policies/tests")]) == 1
@@ -222,10 +222,10 @@ def test_without_its_shadowed_rows_a_policy_answers_the_same(tmp_path_factory, d
     link = st.tuples(some(subjects), some(subjects[1:]))
     rows += [f"g, {', '.join(item)}" for item in data.draw(st.lists(link, max_size=3))]
     path = tmp_path_factory.mktemp("p") / "policy.csv"
-    path.write_text("\n".join(rows))
+    path.write_text("\n".join(rows) + "\n")
     whole = Snapshot(MODEL, path, ["main", "other"])
     gone = {int(item.row.where.rpartition(":")[2]) - 1 for item in shadowed(whole)}
-    path.write_text("\n".join(row for index, row in enumerate(rows) if index not in gone))
+    path.write_text("".join(f"{row}\n" for index, row in enumerate(rows) if index not in gone))
     rest = Snapshot(MODEL, path, ["main", "other"])
     for subject, registry, where, action in itertools.product(
         subjects, ["main", "other"], RESOURCES, ["model:read", "tag:set"]
