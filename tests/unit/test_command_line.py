@@ -88,7 +88,7 @@ def test_check_says_what_is_doubtful_and_what_is_missing(
     assert "no environments are configured" in said.out
     rows.write_text("p, user:a, *, models/x/enviroments/y, model:read, allow\n")
     assert main(["check", "--config", str(path)]) == 1
-    assert f"{rows}:1: no resource is like 'models/x/enviroments/y'" in capsys.readouterr().err
+    assert f"{rows}:1:15: no resource is like 'models/x/enviroments/y'" in capsys.readouterr().err
 
 
 RULES = (ROOT / "policies/tests/environments/demo.yaml").read_text()
