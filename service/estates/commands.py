@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from service.arguments import with_config
 from service.errors import BadConfiguration
+from service.files import read_text
 from service.replay import moment
 from service.settings import Configuration, load
 
 if TYPE_CHECKING:
     from service.authorization.snapshot import Snapshot
+    from service.estates.granting import Grants
     from service.estates.history import Past
 
 GOOD, FOUND = 0, 1
 _LEAST = 2
 """Names that one pattern can stand for."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_LAST = 1_000_000
+PERMISSIONS = ("READ", "USE", "EDIT", "MANAGE", "NO_PERMISSIONS")
+"""What MLflow's default_permission can be."""
 
 
 def add_commands(policy: Any) -> None:
@@ -46,6 +53,28 @@ def add_commands(policy: Any) -> None:
     diff.add_argument("--last", type=_last, default=10_000, metavar="N", help="the last N events (default: 10000)")
     diff.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     diff.set_defaults(run=_diff)
+    source = policy.add_parser("import", help="print rows for a registry's own permissions").add_subparsers(
+        required=True
+    )
+    mlflow = source.add_parser("mlflow", help="those of MLflow's basic-auth app")
+    with_config(mlflow)
+    mlflow.add_argument("--registry", required=True, help="a configured registry; its credential is an administrator's")
+    mlflow.add_argument("--users", type=Path, metavar="FILE", help="names, one a line, where the server lists none")
+    mlflow.add_argument(
+        "--default-permission",
+        choices=PERMISSIONS,
+        default="NO_PERMISSIONS",
+        help="the server's default_permission, which it does not tell (default: NO_PERMISSIONS)",
+    )
+    mlflow.set_defaults(run=_import_mlflow)
+    unity = source.add_parser("unity-catalog", help="the grants of a Unity Catalog server")
+    with_config(unity)
+    unity.add_argument("--registry", required=True, help="the registry that the rows name")
+    where = unity.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", help="the server; needs --token-file where it asks for a token")
+    where.add_argument("--export", type=Path, metavar="FILE", help="an export in JSON instead of a server")
+    unity.add_argument("--token-file", type=Path, help="a file with the token of an administrator")
+    unity.set_defaults(run=_import_unity)
 
 
 def _with_past(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +136,73 @@ def _diff(options: argparse.Namespace) -> int:
     found = compare(old, new, islice(read(events), options.last))
     _print(render(found, options.format))
     return FOUND if found.changes else GOOD
+
+
+def _import_mlflow(options: argparse.Namespace) -> int:
+    from service.app import authorization_of, tls_of
+    from service.backends.http import HttpTransport
+    from service.estates import mlflow_permissions
+    from service.estates.reading import ask_all
+
+    configuration = load(options.config)
+    registries = configuration.settings.registries
+    found = registries.get(options.registry)
+    if found is None or found.kind != "mlflow":
+        message = f"--registry: no MLflow registry is named {options.registry!r}; there are: {', '.join(registries)}"
+        raise BadConfiguration(message)
+    users = None
+    if options.users is not None:
+        lines = (line.strip() for line in read_text(options.users).splitlines())
+        users = [line for line in lines if line and not line.startswith("#")]
+    authorization = authorization_of(options.registry, found, configuration)
+    tls = tls_of(options.registry, found, configuration)
+    transport = HttpTransport(options.registry, found.url, authorization=authorization, tls=tls)
+    workspace = found.workspace or "default"
+    estate = ask_all(transport, lambda ask: mlflow_permissions.read(ask, workspace, users))
+    made = mlflow_permissions.grants_of(estate, options.registry, options.default_permission)
+    return _print_rows(configuration, made)
+
+
+def _import_unity(options: argparse.Namespace) -> int:
+    from service.backends.credentials import Secret, bearer, tls_context
+    from service.backends.http import HttpTransport
+    from service.estates import unity_permissions
+    from service.estates.reading import ask_all
+
+    configuration = load(options.config)
+    if options.export is not None:
+        try:
+            found = unity_permissions.exported(json.loads(read_text(options.export)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            message = f"{options.export}: not an export of grants ({type(error).__name__}: {error})"
+            raise BadConfiguration(message) from None
+    else:
+        if not options.url.startswith(("http://", "https://")):
+            message = f"--url: {options.url!r} is not an http or https URL"
+            raise BadConfiguration(message)
+        token: Callable[[], str | None] | None = None
+        if options.token_file is not None:
+            if options.url.startswith("http:") and urlsplit(options.url).hostname not in _LOOPBACK:
+                message = "--token-file: a token goes over https, or to this machine"
+                raise BadConfiguration(message)
+            token = bearer(Secret("--token-file", options.token_file.absolute()))
+        tls = tls_context("--url", None, None, None) if options.url.startswith("https:") else None
+        transport = HttpTransport(options.registry, options.url, authorization=token or (lambda: None), tls=tls)
+        found = ask_all(transport, unity_permissions.read)
+    return _print_rows(configuration, unity_permissions.grants_of(found, options.registry))
+
+
+def _print_rows(configuration: Configuration, made: Grants) -> int:
+    """Print rows that load; say so where there are none."""
+    from service.estates.rows import load as load_rows
+
+    text = made.text()
+    if not made.rows:
+        print("registry-gateway: no permission was found that a row could say", file=sys.stderr)
+        return FOUND
+    load_rows(text, configuration.path(configuration.settings.access.model), {made.registry})
+    _print(text)
+    return GOOD
 
 
 def _snapshot(configuration: Configuration, name: str) -> Snapshot:
