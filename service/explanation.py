@@ -19,6 +19,10 @@ class PolicyRow:
         return f"{self.where}: {self.text}"
 
 
+JOURNAL = "journal"
+"""Where it is known from who created a model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One membership on the way from a subject to the row that decides."""
@@ -26,7 +30,7 @@ class Step:
     member: str
     role: str
     where: str | None
-    """The ``g`` row as ``file:line``; None where the credential names the group."""
+    """The ``g`` or ``g2`` row as ``file:line``; `JOURNAL` for an owner; None for a group of the credential."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Explanation:
     """The resource that the row decides on: an environment is read as part of its model."""
     path: tuple[Step, ...] = ()
     """From the subject to the row's own subject; nothing where they are the same."""
+    sets: tuple[Step, ...] = ()
+    """From the model or experiment to the set that the row names."""
     roles: tuple[str, ...] = ()
     near: tuple[Near, ...] = ()
     hidden: str = ""
@@ -66,7 +72,7 @@ class Explanation:
 
     def bare(self, hidden: str) -> Explanation:
         """Leave out everything about rows."""
-        return replace(self, row=None, decided_on="", path=(), roles=(), near=(), hidden=hidden)
+        return replace(self, row=None, decided_on="", path=(), sets=(), roles=(), near=(), hidden=hidden)
 
     def own(self, hidden: str) -> Explanation:
         """Leave out the rows that are for others."""
@@ -82,9 +88,10 @@ class Explanation:
         lines = [f"{'allowed' if self.allowed else 'denied'} {self._by()}"]
         if self.decided_on and self.decided_on != self.resource:
             lines.append(f"on: {self.decided_on}, which {self.resource} is read as part of")
-        if self.path:
-            steps = [f"{step.role} ({step.where or 'of the credential'})" for step in self.path]
-            lines.append(f"path: {' -> '.join([self.path[0].member, *steps])}")
+        for name, way in (("path", self.path), ("sets", self.sets)):
+            if way:
+                steps = [f"{step.role} ({step.where or 'of the credential'})" for step in way]
+                lines.append(f"{name}: {' -> '.join([way[0].member, *steps])}")
         if self.roles:
             lines.append(f"roles: {', '.join(self.roles)}")
         if self.near:

@@ -38,6 +38,7 @@ def add_commands(commands: Any) -> None:
     explain = policy.add_parser("explain", help="say whether something is allowed and by which row")
     with_config(explain)
     explain.add_argument("--group", action="append", default=[], help="a group of the subject; may be repeated")
+    explain.add_argument("--owns", action="store_true", help="the subject created the model")
     for name in ("subject", "registry", "resource", "action"):
         explain.add_argument(name)
     explain.add_argument("--format", choices=("text", "json"), default="text")
@@ -128,7 +129,8 @@ def _policy_explain(options: argparse.Namespace) -> int:
     configuration = load(options.config)
     asked = (options.registry, options.resource, options.action)
     _check_question((options.subject, *options.group), *asked, configuration)
-    found = explain(snapshot_of(configuration), Principal(options.subject, frozenset(options.group)), *asked)
+    principal = Principal(options.subject, frozenset(options.group))
+    found = explain(snapshot_of(configuration), principal, *asked, owns=options.owns)
     _tell(found, options.format)
     return GOOD if found.allowed else WRONG
 

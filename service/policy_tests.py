@@ -33,6 +33,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expect: Literal["allow", "deny"]
     groups: tuple[str, ...] = ()
     registry: str = "main"
+    owns: bool = False
+    """The principals created the models."""
     by: str | None = None
     """The row that must decide, as ``policy.csv:12``, or ``none``."""
 
@@ -114,8 +116,8 @@ def _run(case: Case, file: YamlFile, index: int, registries: tuple[str, ...], co
         if problem:
             raise file.error(problem, index)
         principal = Principal(subject, frozenset(case.groups))
-        decision = coverage.snapshot.decide_whole(principal, case.registry, resource, action)
-        coverage.note(principal, decision)
+        decision = coverage.snapshot.decide_whole(principal, case.registry, resource, action, owns=case.owns)
+        coverage.note(principal, resource, decision, owns=case.owns)
         row, problems = decision.row or NO_ROW, []
         if decision.allowed is not (case.expect == "allow"):
             problems.append(f"expected {case.expect}, decided by {decision.row or 'no row'}")

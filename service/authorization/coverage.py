@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from service.authorization.explaining import path_to, shown
+from service.authorization.explaining import path_to, sets_to, shown
 from service.authorization.snapshot import Snapshot
 from service.model import Decision, Principal
 
@@ -16,20 +16,22 @@ class Coverage:
     def __init__(self, snapshot: Snapshot) -> None:
         """Begin with no row exercised."""
         self.snapshot = snapshot
-        self._subjects = {row.where: row.subject for row in snapshot.rows}
+        self._permissions = {row.where: row for row in snapshot.rows}
         self._exercised: set[str] = set()
 
-    def note(self, principal: Principal, decision: Decision) -> None:
-        """Note the row that decided, and the ``g`` rows by which the principal came to it."""
+    def note(self, principal: Principal, resource: str, decision: Decision, *, owns: bool = False) -> None:
+        """Note the row that decided, and the ``g`` and ``g2`` rows by which principal and *resource* came to it."""
         if decision.row is None:
             return
         self._exercised.add(decision.row)
-        steps = path_to(self.snapshot, principal, self._subjects[decision.row])
+        row = self._permissions[decision.row]
+        steps = path_to(self.snapshot, principal, row.subject, owns=owns)
+        steps += sets_to(self.snapshot, resource, row.resource)
         self._exercised |= {step.where for step in steps if step.where is not None}
 
     def has(self, where: str) -> bool:
         """Tell whether a permission row is at *where*."""
-        return where in self._subjects
+        return where in self._permissions
 
     @property
     def missed(self) -> list[tuple[str, str]]:
@@ -55,5 +57,7 @@ class Coverage:
     def _all(self) -> Iterator[tuple[str, str]]:
         for row in self.snapshot.rows:
             yield row.where, shown(row).text
-        for member, role, line in self.snapshot.links:
-            yield f"{self.snapshot.file}:{line}", f"g, {member}, {role}"
+        file = self.snapshot.rows[0].file
+        for kind, links in (("g", self.snapshot.links), ("g2", self.snapshot.members)):
+            for member, whole, line in links:
+                yield f"{file}:{line}", f"{kind}, {member}, {whole}"

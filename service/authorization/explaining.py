@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from service.authorization.authorizer import Authorizer
-from service.authorization.checking import question_problem
-from service.authorization.patterns import action_match, resource_match
+from service.authorization.checking import OWNER, question_problem
+from service.authorization.patterns import action_match, below_match, member_of, resource_match, set_of
+from service.authorization.roles import Link
 from service.authorization.rows import Row
 from service.authorization.snapshot import Snapshot
-from service.explanation import Explanation, Holder, Near, PolicyRow, Step, WhoCan
+from service.explanation import JOURNAL, Explanation, Holder, Near, PolicyRow, Step, WhoCan
 from service.model import Principal
 from service.scope import covers
 
@@ -20,9 +21,11 @@ _ORDER = ("resource", "registry", "action", "subject", "object")
 """What the rows that nearly matched differ in, nearest first; ``object``: an action on another kind of thing."""
 
 
-def explain(snapshot: Snapshot, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
+def explain(
+    snapshot: Snapshot, principal: Principal, registry: str, resource: str, action: str, *, owns: bool = False
+) -> Explanation:
     """Explain the decision of `Snapshot.decide_whole`. Takes time that grows with the rows: not on the event loop."""
-    decision = snapshot.decide_whole(principal, registry, resource, action)
+    decision = snapshot.decide_whole(principal, registry, resource, action, owns=owns)
     rows = {row.where: row for row in snapshot.rows if row.where == decision.row}
     deciding = rows.get(decision.row or "")
     return Explanation(
@@ -34,23 +37,24 @@ def explain(snapshot: Snapshot, principal: Principal, registry: str, resource: s
         allowed=decision.allowed,
         revision=decision.revision,
         row=shown(deciding) if deciding else None,
-        decided_on=_decided_on(deciding, resource) if deciding else "",
-        path=tuple(path_to(snapshot, principal, deciding.subject)) if deciding else (),
-        roles=tuple(sorted(snapshot.roles_of(principal))),
-        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding)),
+        decided_on=_decided_on(snapshot, deciding, resource) if deciding else "",
+        path=tuple(path_to(snapshot, principal, deciding.subject, owns=owns)) if deciding else (),
+        sets=tuple(sets_to(snapshot, resource, deciding.resource)) if deciding else (),
+        roles=tuple(sorted(snapshot.roles_of(principal, owns=owns))),
+        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding, owns=owns)),
     )
 
 
 def who_can(snapshot: Snapshot, registry: str, resource: str, action: str) -> WhoCan:
     """Decide for each subject that the policy names. Takes time that grows with the rows: not on the event loop.
 
-    Groups that only credentials name are listed as groups, not by their members.
+    Groups that only credentials name are listed as groups, not by their members; `owner` stands for who created it.
     """
     rows = {row.where: row for row in snapshot.rows}
     names = {row.subject for row in snapshot.rows} | {name for link in snapshot.links for name in link[:2]}
     found: dict[bool, list[Holder]] = {True: [], False: []}
     for name in sorted(names, key=lambda name: (name.startswith("role:"), name)):
-        decision = snapshot.decide_whole(Principal(name), registry, resource, action)
+        decision = snapshot.decide_whole(Principal(name), registry, resource, action, owns=name == OWNER)
         if decision.row is not None:
             found[decision.allowed].append(Holder(name, shown(rows[decision.row])))
     return WhoCan(
@@ -78,10 +82,12 @@ class PolicyExplainer:
 
     def explain(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
         """Explain a decision; of what the credential is narrowed from no row is named."""
-        found = explain(self._authorizer.snapshot, principal, registry, resource, action)
+        snapshot = self._authorizer.snapshot
+        owns = snapshot.names_owner and self._authorizer.owns(principal, registry, resource)
+        found = explain(snapshot, principal, registry, resource, action, owns=owns)
         if principal.scope is None or covers(principal.scope, registry, action):
             return found
-        return replace(found, allowed=False, beyond_scope=True, row=None, decided_on="", path=(), near=())
+        return replace(found, allowed=False, beyond_scope=True, row=None, decided_on="", path=(), sets=(), near=())
 
     def who_can(self, registry: str, resource: str, action: str) -> WhoCan:
         """Decide for every subject of the policy."""
@@ -94,41 +100,61 @@ def shown(row: Row) -> PolicyRow:
     return PolicyRow(row.where, text)
 
 
-def path_to(snapshot: Snapshot, principal: Principal, wanted: str) -> list[Step]:
+def path_to(snapshot: Snapshot, principal: Principal, wanted: str, *, owns: bool = False) -> list[Step]:
     """Return the shortest way of memberships from *principal* to *wanted*; nothing where they are the same."""
-    parents: dict[str, list[tuple[str, str]]] = {}
-    for member, role, line in snapshot.links:
-        parents.setdefault(member, []).append((role, f"{snapshot.file}:{line}"))
     ways: dict[str, tuple[Step, ...]] = {principal.subject: ()}
-    for group in sorted(principal.groups - {principal.subject}):
+    for group in sorted(principal.groups - {principal.subject, OWNER}):
         ways[group] = (Step(principal.subject, group, None),)
+    if owns:
+        ways[OWNER] = (Step(principal.subject, OWNER, JOURNAL),)
+    return _way(snapshot, snapshot.links, ways, wanted)
+
+
+def sets_to(snapshot: Snapshot, resource: str, pattern: str) -> list[Step]:
+    """Return the shortest way from the model or experiment of *resource* to the set of *pattern*, if it names one."""
+    return _way(snapshot, snapshot.members, {member_of(resource): ()}, set_of(pattern))
+
+
+def _way(snapshot: Snapshot, links: Iterable[Link], ways: dict[str, tuple[Step, ...]], wanted: str) -> list[Step]:
+    file = snapshot.rows[0].file
+    parents: dict[str, list[tuple[str, int]]] = {}
+    for member, whole, line in links:
+        parents.setdefault(member, []).append((whole, line))
     frontier = list(ways)
     while wanted not in ways and frontier:
         reached = []
         for member in frontier:
-            for role, where in parents.get(member, ()):
-                if role not in ways:
-                    ways[role] = (*ways[member], Step(member, role, where))
-                    reached.append(role)
+            for whole, line in parents.get(member, ()):
+                if whole not in ways:
+                    ways[whole] = (*ways[member], Step(member, whole, f"{file}:{line}"))
+                    reached.append(whole)
         frontier = reached
     return list(ways.get(wanted, ()))
 
 
-def _decided_on(row: Row, resource: str) -> str:
-    return resource if resource_match(resource, row.resource) else "/".join(resource.split("/")[:2])
+def _covers(snapshot: Snapshot, pattern: str, resource: str) -> bool:
+    if resource_match(resource, pattern):
+        return True
+    return member_of(resource) in snapshot.members_of.get(set_of(pattern), ()) and below_match(resource, pattern)
 
 
-def _near(snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str], deciding: Row | None) -> list[Near]:
+def _decided_on(snapshot: Snapshot, row: Row, resource: str) -> str:
+    return resource if _covers(snapshot, row.resource, resource) else member_of(resource)
+
+
+def _near(
+    snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str], deciding: Row | None, *, owns: bool
+) -> list[Near]:
     """List the nearest rows that did not decide: those that match too, and those that differ in one thing.
 
     Of the principal's own rows those that differ in two count as well, if their action is on the same kind of thing.
     """
-    roles = snapshot.roles_of(principal)
+    roles = snapshot.roles_of(principal, owns=owns)
     found: dict[str, tuple[tuple[int, ...], Near]] = {}
     for index, row in enumerate(snapshot.rows):
         if deciding is not None and row.where == deciding.where:
             continue
-        differs = tuple(_differences(row, roles, *asked))
+        differs = tuple(_differences(snapshot, row, roles, *asked))
         kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
         if len(differs) > 1 and (len(differs) > 2 or max(kinds) > _ORDER.index("action")):
             continue
@@ -145,8 +171,10 @@ def _rank(kind: str, row: Row, asked: tuple[str, str, str]) -> int:
     return _ORDER.index("object" if other else kind)
 
 
-def _differences(row: Row, roles: frozenset[str], registry: str, resource: str, action: str) -> Iterator[str]:
-    if not resource_match(resource, row.resource):
+def _differences(
+    snapshot: Snapshot, row: Row, roles: frozenset[str], registry: str, resource: str, action: str
+) -> Iterator[str]:
+    if not _covers(snapshot, row.resource, resource):
         yield "resource"
     if row.registry not in (registry, "*"):
         yield "registry"
@@ -163,7 +191,7 @@ def _reason(kind: str, row: Row, principal: Principal, asked: tuple[str, str, st
     if kind == "registry":
         return f"its registry {row.registry} is not {registry}"
     if kind == "subject":
-        return f"{principal.subject} is not in {row.subject}" if ":" in row.subject else f"it is for {row.subject}"
+        return f"{principal.subject} {'is not in ' + row.subject if row.subject != OWNER else 'did not create it'}"
     if row.resource == f"{resource}/*":
         return f"{row.resource} covers what is below {resource}, not {resource} itself"
     if resource.startswith(f"{row.resource}/"):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.authorization.patterns import action_match
+from service.authorization.patterns import SET, action_match, set_of
 from service.authorization.rows import Row
 from service.authorization.snapshot import Snapshot
-from service.model import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,22 @@ def pattern_covers(wider: str, pattern: str) -> bool:
     return True
 
 
+def _resource_covers(snapshot: Snapshot, wider: str, pattern: str) -> bool:
+    """Tell the same of patterns that may name a set, which stands for each of its members."""
+    of_wider, of_pattern = set_of(wider), set_of(pattern)
+    rest = pattern.removeprefix(of_pattern)
+    if of_wider == of_pattern == SET:
+        return pattern_covers(wider, pattern)
+    if of_wider == SET:
+        return all(pattern_covers(wider, member + rest) for member in snapshot.members_of[of_pattern])
+    below = wider.removeprefix(of_wider)
+    if of_pattern == SET:
+        member = "/".join(pattern.split("/")[:2])
+        return member in snapshot.members_of[of_wider] and pattern_covers(member + below, pattern)
+    wide, narrow = snapshot.members_of[of_wider], snapshot.members_of[of_pattern]
+    return narrow <= wide and pattern_covers(f"models/x{below}", f"models/x{rest}")
+
+
 def shadowed(snapshot: Snapshot) -> list[Shadowed]:
     """List the rows that one other row makes needless, in the order of the file.
 
@@ -49,19 +64,17 @@ def shadowed(snapshot: Snapshot) -> list[Shadowed]:
     index: dict[tuple[str, str, str], list[Row]] = {}
     for row in snapshot.rows:
         index.setdefault((row.subject, row.registry, row.action), []).append(row)
-    found: dict[str, Shadowed | None] = {}  # a line may stand for several rows: then all must be needless
+    found = []
     for row in snapshot.rows:
         other = next((other for other in _wider(index, snapshot, row) if _covers(snapshot, other, row)), None)
-        if other is None or found.get(row.where, row) is None:
-            found[row.where] = None
-        else:
-            found.setdefault(row.where, Shadowed(row, other))
-    return [item for item in found.values() if item is not None]
+        if other is not None:
+            found.append(Shadowed(row, other))
+    return found
 
 
 def _wider(index: dict[tuple[str, str, str], list[Row]], snapshot: Snapshot, row: Row) -> Iterator[Row]:
     kind = row.action.partition(":")[0] + ":*"
-    for subject in sorted(snapshot.roles_of(Principal(row.subject))):
+    for subject in sorted(snapshot.closure_of(row.subject)):
         for registry in dict.fromkeys((row.registry, "*")):
             for action in dict.fromkeys((row.action, kind, "*")):
                 for other in index.get((subject, registry, action), ()):
@@ -70,7 +83,7 @@ def _wider(index: dict[tuple[str, str, str], list[Row]], snapshot: Snapshot, row
 
 
 def _covers(snapshot: Snapshot, other: Row, row: Row) -> bool:
-    if not pattern_covers(other.resource, row.resource):
+    if not _resource_covers(snapshot, other.resource, row.resource):
         return False
     if not _as_wide(snapshot, row, other):
         return True
@@ -79,10 +92,10 @@ def _covers(snapshot: Snapshot, other: Row, row: Row) -> bool:
 
 def _as_wide(snapshot: Snapshot, row: Row, other: Row) -> bool:
     return (
-        row.subject in snapshot.roles_of(Principal(other.subject))
+        row.subject in snapshot.closure_of(other.subject)
         and row.registry == other.registry
         and action_match(other.action, row.action)
-        and pattern_covers(row.resource, other.resource)
+        and _resource_covers(snapshot, row.resource, other.resource)
     )
 
 

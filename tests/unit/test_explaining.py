@@ -130,7 +130,7 @@ def test_an_explanation_agrees_with_the_decision(tmp_path_factory, data):
     rows = [f"p, {', '.join(item)}" for item in data.draw(st.lists(row, min_size=1, max_size=6))]
     rows += [f"g, {', '.join(item)}" for item in data.draw(st.lists(link, max_size=4))]
     path = tmp_path_factory.mktemp("p") / "policy.csv"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join([*rows, ""]))
     snapshot = Snapshot(MODEL, path, ["main"])
     principal = Principal("user:ann", frozenset(data.draw(st.sets(st.just("group:x")))))
     decision = snapshot.decide_whole(principal, "main", "models/iris", "model:read")
@@ -162,6 +162,40 @@ def test_who_can_lists_holders_and_who_is_kept_away_by_name(load):
     ]
     assert [(item.subject, item.row.where) for item in found.denied] == [("user:bob", "policy.csv:4")]
     assert "denied by a row:\n  user:bob by policy.csv:4" in found.text()
+
+
+def test_the_way_of_a_model_into_a_set_is_named(load):
+    snapshot = load(
+        "g2, models/iris, set:a",
+        "g2, set:a, set:b",
+        "p, user:ann, main, set:b/*, *, allow",
+        "p, user:bob, main, set:a, model:read, allow",
+    )
+    found = explain(snapshot, ANN, "main", "models/iris/versions", "version:read")
+    assert [(step.member, step.role, step.where) for step in found.sets] == [
+        ("models/iris", "set:a", "policy.csv:1"),
+        ("set:a", "set:b", "policy.csv:2"),
+    ]
+    assert "sets: models/iris -> set:a (policy.csv:1) -> set:b (policy.csv:2)" in found.text()
+    other = explain(snapshot, ANN, "main", "models/other/versions", "version:read")
+    assert (other.row, [near.differs for near in other.near]) == (None, [("resource",)])
+    assert [item.subject for item in who_can(snapshot, "main", "models/iris", "model:read").allowed] == ["user:bob"]
+
+
+def test_an_owner_comes_to_its_rows_by_the_journal(load):
+    snapshot = load("g, owner, role:keeper", "p, role:keeper, main, models/*, model:update, allow")
+    owner = explain(snapshot, ANN, "main", "models/iris", "model:update", owns=True)
+    assert [(step.role, step.where) for step in owner.path] == [("owner", "journal"), ("role:keeper", "policy.csv:1")]
+    assert explain(snapshot, ANN, "main", "models/iris", "model:update").row is None
+    assert [item.subject for item in who_can(snapshot, "main", "models/iris", "model:update").allowed] == [
+        "owner",
+        "role:keeper",
+    ]
+
+
+def test_a_row_for_the_owner_nearly_matched_who_is_not(load):
+    found = explain(load("p, owner, main, models/*, model:update, allow"), ANN, "main", "models/iris", "model:update")
+    assert (found.near[0].differs, found.near[0].because) == (("subject",), "user:ann did not create it")
 
 
 def _run(capsys, *arguments):

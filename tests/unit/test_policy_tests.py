@@ -131,7 +131,7 @@ def test_without_any_one_shipped_row_a_case_fails(tmp_path, capsys, index):
     lines = (ROOT / "policies/policy.csv").read_text().splitlines()
     if lines[index].startswith(("p,", "g,")):
         lines[index] = ""
-        (tmp_path / "policy.csv").write_text("\n".join(lines) + "\n")
+        (tmp_path / "policy.csv").write_text("\n".join([*lines, ""]))
         access = {"model": str(MODEL), "rows": str(tmp_path / "policy.csv")}
         configuration = write_configuration(tmp_path, access=access)
         assert main(["policy", "test", "--config", str(configuration), str(ROOT / "policies/tests")]) == 1
@@ -207,22 +207,59 @@ def test_a_row_that_another_one_covers_is_listed_with_it(load, rows, found):
     assert [(item.row.where, item.by.where) for item in shadowed(load(*rows))] == found
 
 
+SETS = ["g2, models/a, set:s", "g2, models/ab, set:s", "g2, set:s, set:t", "g2, models/b, set:t"]
+
+
+@pytest.mark.parametrize(
+    ("wider", "narrower", "covers"),
+    [
+        ("models/*", "set:s/*", True),
+        ("models/a*", "set:s", True),
+        ("models/a*", "set:t", False),
+        ("models/a/*", "set:s/*", False),
+        ("set:s/*", "models/a/versions", True),
+        ("set:s/*", "models/b/versions", False),
+        ("set:t/*", "models/b/versions", True),
+        ("set:s/*", "models/*/versions", False),
+        ("set:s", "models/a", True),
+        ("set:s", "models/a/*", False),
+        ("set:t/*", "set:s/versions", True),
+        ("set:s/*", "set:t/versions", False),
+        ("set:t/versions", "set:s/*", False),
+        ("set:t", "set:s", True),
+    ],
+)
+def test_a_set_is_its_members(load, wider, narrower, covers):
+    rows = [f"p, role:a, main, {wider}, model:*, allow", f"p, role:a, main, {narrower}, model:read, allow"]
+    found = {item.row.where for item in shadowed(load(*SETS, *rows))}
+    assert ("policy.csv:6" in found) is covers
+
+
+def test_what_an_owner_may_is_tested_and_covered(run):
+    rows = "g, owner, role:keeper\np, role:keeper, main, set:s, model:update, allow\ng2, models/iris, set:s\n"
+    update = {**READ, "action": "model:update"}
+    status, said = run({**update, "owns": True}, rows=rows, options=["--min-coverage", "100"])
+    assert (status, "3 of 3 rows" in said) == (0, True), said
+    assert run(update, rows=rows)[0] == 1
+
+
 @given(st.data())
 def test_without_its_shadowed_rows_a_policy_answers_the_same(tmp_path_factory, data):
     some = st.sampled_from
-    subjects = ["user:ann", "role:y", "role:z"]
+    subjects = ["user:ann", "role:y", "role:z", "owner"]
     row = st.tuples(
         some(subjects),
         some(["main", "*"]),
-        some(PATTERNS),
+        some([*PATTERNS, "set:s", "set:s/*", "set:t/versions", "set:t/*"]),
         some(["model:read", "model:*", "*", "tag:set"]),
         some(["allow", "deny"]),
     )
     rows = [f"p, {', '.join(item)}" for item in data.draw(st.lists(row, min_size=1, max_size=7))]
-    link = st.tuples(some(subjects), some(subjects[1:]))
+    link = st.tuples(some(subjects), some(subjects[1:3]))
     rows += [f"g, {', '.join(item)}" for item in data.draw(st.lists(link, max_size=3))]
+    rows += SETS
     path = tmp_path_factory.mktemp("p") / "policy.csv"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join([*rows, ""]))
     whole = Snapshot(MODEL, path, ["main", "other"])
     gone = {int(item.row.where.rpartition(":")[2]) - 1 for item in shadowed(whole)}
     path.write_text("".join(f"{row}\n" for index, row in enumerate(rows) if index not in gone))
@@ -231,7 +268,8 @@ def test_without_its_shadowed_rows_a_policy_answers_the_same(tmp_path_factory, d
         subjects, ["main", "other"], RESOURCES, ["model:read", "tag:set"]
     ):
         asked = (Principal(subject), registry, where, action)
-        before, after = whole.decide_whole(*asked), rest.decide_whole(*asked)
+        owns = subject == "owner"
+        before, after = whole.decide_whole(*asked, owns=owns), rest.decide_whole(*asked, owns=owns)
         assert (before.allowed, before.denied_by_row) == (after.allowed, after.denied_by_row), asked
 
 
@@ -279,5 +317,5 @@ def test_a_report_that_cannot_be_written_is_said(run, tmp_path):
 def test_a_denial_by_no_row_exercises_nothing(load):
     coverage = Coverage(load("p, user:ann, main, models/a, model:read, allow"))
     bob = Principal("user:bob")
-    coverage.note(bob, coverage.snapshot.decide_whole(bob, "main", "models/a", "model:read"))
+    coverage.note(bob, "models/a", coverage.snapshot.decide_whole(bob, "main", "models/a", "model:read"))
     assert coverage.counts == (0, 1)
