@@ -24,6 +24,7 @@ import aiohttp
 
 from service.journal import schema
 from tests.benchmarks.access import access_figures
+from tests.benchmarks.evaluations import evaluations
 from tests.benchmarks.promotion import promotions
 from tests.benchmarks.tokens import tokens
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
@@ -254,6 +255,7 @@ def main() -> int:
     access_figures(bench)
     tokens(bench)
     promotions(bench)
+    evaluations(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         server = start_mlflow(directory / "m")
