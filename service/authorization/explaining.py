@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from service.scope import covers
 
 MAX_NEAR = 10
 MAX_HOLDERS = 1_000
+_MAX_DIFFERENCES = 2
 _ORDER = ("resource", "registry", "action", "subject", "object")
 """What the rows that nearly matched differ in, nearest first; ``object``: an action on another kind of thing."""
 
@@ -26,8 +28,7 @@ def explain(
 ) -> Explanation:
     """Explain the decision of `Snapshot.decide_whole`. Takes time that grows with the rows: not on the event loop."""
     decision = snapshot.decide_whole(principal, registry, resource, action, owns=owns)
-    rows = {row.where: row for row in snapshot.rows if row.where == decision.row}
-    deciding = rows.get(decision.row or "")
+    deciding = next((row for row in snapshot.rows if decision.row and row.where == decision.row), None)
     return Explanation(
         subject=principal.subject,
         groups=tuple(sorted(principal.groups)),
@@ -150,20 +151,27 @@ def _near(
     Of the principal's own rows those that differ in two count as well, if their action is on the same kind of thing.
     """
     roles = snapshot.roles_of(principal, owns=owns)
-    found: dict[str, tuple[tuple[int, ...], Near]] = {}
-    for index, row in enumerate(snapshot.rows):
-        if deciding is not None and row.where == deciding.where:
-            continue
-        differs = tuple(_differences(snapshot, row, roles, *asked))
-        kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
-        if len(differs) > 1 and (len(differs) > 2 or max(kinds) > _ORDER.index("action")):
-            continue
+    nearest = heapq.nsmallest(MAX_NEAR, _ranked(snapshot, roles, asked, deciding), key=lambda item: item[0])
+    near = []
+    for _, row, differs in nearest:
         reasons = [_reason(kind, row, principal, asked) for kind in differs]
         because = "; ".join(reasons) or _matches_too(row, deciding)
-        rank = (len(differs), *kinds, -_common(row.resource, asked[1]), index)
-        if row.where not in found or rank < found[row.where][0]:
-            found[row.where] = (rank, Near(row.where, shown(row).text, differs, because))
-    return [near for _, near in sorted(found.values(), key=lambda item: item[0])[:MAX_NEAR]]
+        near.append(Near(row.where, shown(row).text, differs, because))
+    return near
+
+
+def _ranked(
+    snapshot: Snapshot, roles: frozenset[str], asked: tuple[str, str, str], deciding: Row | None
+) -> Iterator[tuple[tuple[int, ...], Row, tuple[str, ...]]]:
+    for index, row in enumerate(snapshot.rows):
+        if row is deciding:
+            continue
+        differs = _differences(snapshot, row, roles, asked)
+        if differs is None:
+            continue
+        kinds = tuple(sorted(_rank(kind, row, asked) for kind in differs))
+        if len(differs) <= 1 or max(kinds) <= _ORDER.index("action"):
+            yield (len(differs), *kinds, -_common(row.resource, asked[1]), index), row, differs
 
 
 def _rank(kind: str, row: Row, asked: tuple[str, str, str]) -> int:
@@ -172,16 +180,22 @@ def _rank(kind: str, row: Row, asked: tuple[str, str, str]) -> int:
 
 
 def _differences(
-    snapshot: Snapshot, row: Row, roles: frozenset[str], registry: str, resource: str, action: str
-) -> Iterator[str]:
-    if not _covers(snapshot, row.resource, resource):
-        yield "resource"
+    snapshot: Snapshot, row: Row, roles: frozenset[str], asked: tuple[str, str, str]
+) -> tuple[str, ...] | None:
+    """Say what a row differs in; None where that is too much. Most rows are for others: what is cheap comes first."""
+    registry, resource, action = asked
+    differs = []
     if row.registry not in (registry, "*"):
-        yield "registry"
+        differs.append("registry")
     if not action_match(action, row.action):
-        yield "action"
+        differs.append("action")
     if row.subject not in roles:
-        yield "subject"
+        differs.append("subject")
+    if len(differs) > (1 if "subject" in differs else _MAX_DIFFERENCES):
+        return None
+    if not _covers(snapshot, row.resource, resource):
+        differs.insert(0, "resource")
+    return tuple(differs) if len(differs) <= (1 if "subject" in differs else _MAX_DIFFERENCES) else None
 
 
 def _reason(kind: str, row: Row, principal: Principal, asked: tuple[str, str, str]) -> str:
