@@ -222,7 +222,15 @@ def doubts_of(configuration: Configuration) -> list[str]:
 
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
-    from service.app import api_keys_of, authorization_of, environments_of, issuers_of, tls_of
+    from service.app import (
+        api_keys_of,
+        authorization_of,
+        environments_of,
+        issuers_of,
+        own_tokens_of,
+        revoked_of,
+        tls_of,
+    )
     from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
 
@@ -234,7 +242,8 @@ def problems_of(configuration: Configuration) -> list[str]:
         lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
     ]
     if configuration.file is not None:  # the embedded default writes its own keys
-        parts += [lambda: api_keys_of(configuration), lambda: issuers_of(configuration)]
+        parts += [lambda: api_keys_of(configuration), lambda: issuers_of(configuration, revoked_of(configuration))]
+        parts.append(lambda: own_tokens_of(configuration))
     for name, registry in settings.registries.items():
         parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []

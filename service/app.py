@@ -32,9 +32,11 @@ from service.access import Access
 from service.api import access as access_routes
 from service.api import authzen as authzen_routes
 from service.api import environments as environment_routes
+from service.api import exchange as exchange_routes
 from service.api import health as health_routes
 from service.api import records as record_routes
 from service.api import versions as version_routes
+from service.api.exchange import Exchange
 from service.api.forwarded import Proxies
 from service.api.front import Authenticate, Front
 from service.api.health import PUBLIC, Health, Metrics
@@ -46,7 +48,9 @@ from service.audit import Journal, Sink, Trail
 from service.authentication.api_keys import ApiKeys
 from service.authentication.credentials import Credentials
 from service.authentication.issuers import Issuers
+from service.authentication.own import OwnTokens
 from service.authentication.revoked import Revoked
+from service.authentication.signing import SigningKeys
 from service.authentication.uses import Uses
 from service.authorization.authorizer import Authorizer
 from service.authorization.explaining import PolicyExplainer
@@ -92,7 +96,7 @@ _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
 _NO_QUERY = frozenset(
     {
-        *("request", "caller", "gateway", "governance", "health", "metrics", "public_url"),
+        *("request", "caller", "exchange", "gateway", "governance", "health", "metrics", "public_url"),
         *("data", "if_match", "if_none_match"),
     }
 )
@@ -130,8 +134,10 @@ class Application:
         )
         self.uses = Uses(self.journal)
         self.keys = api_keys_of(configuration, self.uses.note)
-        self.issuers = issuers_of(configuration)
-        self.credentials = Credentials(self.keys, self.issuers)
+        revoked = revoked_of(configuration)
+        self.issuers = issuers_of(configuration, revoked)
+        self.tokens, signing = own_tokens_of(configuration, revoked)
+        self.credentials = Credentials(self.keys, self.issuers, self.tokens)
         self.trail = Trail(
             self.journal,
             sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
@@ -145,6 +151,14 @@ class Application:
             registries,
             settings.access.limits,
             owners=self.owners,
+        )
+        self.exchange = Exchange(
+            self.trail,
+            registries,
+            issue=self.tokens.issue if self.tokens else None,
+            issuer=self.tokens.issuer if self.tokens else "",
+            max_seconds=settings.tokens.max_seconds if settings.tokens else 0,
+            keys=signing.document if signing else None,
         )
         self.changes = Changes(settings.lock_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
@@ -201,6 +215,7 @@ class Application:
             lifespan=[self._lifespan],
             dependencies={
                 "caller": Provide(_caller, sync_to_thread=False),
+                "exchange": _given(self.exchange),
                 "gateway": _given(self.gateway),
                 "governance": _given(self.governance),
                 "health": _given(self.health),
@@ -339,7 +354,7 @@ def build_litestar(**keywords: Any) -> Litestar:
         """Give the OpenAPI document of our own routes."""
         return Response(openapi_document(request.app), media_type="application/json")
 
-    names = ("caller", "gateway", "governance", "health", "metrics", "public_url")
+    names = ("caller", "exchange", "gateway", "governance", "health", "metrics", "public_url")
     keywords.setdefault("dependencies", {name: _given(None) for name in names})  # enough for the document
     return Litestar(
         route_handlers=[
@@ -348,6 +363,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             *record_routes.HANDLERS,
             *access_routes.HANDLERS,
             *authzen_routes.HANDLERS,
+            *exchange_routes.HANDLERS,
             *health_routes.HANDLERS,
             openapi,
         ],
@@ -414,6 +430,11 @@ def openapi_document(app: Litestar) -> bytes:
                 continue
             options = actions[operation["operationId"]]
             operation["x-action"] = options["action"]
+            if path == exchange_routes.PATH:
+                operation["responses"].update(exchange_routes.ERRORS)
+                content = operation["requestBody"]["content"]
+                content["application/x-www-form-urlencoded"] = content["application/json"]
+                continue
             if options.get("public"):
                 operation["security"] = []
                 if path == "/readyz":
@@ -515,7 +536,34 @@ def api_keys_of(configuration: Configuration, used: Callable[[str], None] = lamb
     return ApiKeys(configuration.path(file), registries=configuration.settings.registries, used=used)
 
 
-def issuers_of(configuration: Configuration) -> Issuers | None:
+def revoked_of(configuration: Configuration) -> Revoked | None:
+    """Read the configured revocation list.
+
+    Raises:
+        BadConfiguration: the file is wrong.
+    """
+    file = configuration.settings.authentication.revoked
+    return Revoked(configuration.path(file)) if file is not None else None
+
+
+def own_tokens_of(
+    configuration: Configuration, revoked: Revoked | None = None
+) -> tuple[OwnTokens | None, SigningKeys | None]:
+    """Read the keys that the gateway signs its own tokens with.
+
+    Raises:
+        BadConfiguration: a key's file cannot be used.
+    """
+    tokens = configuration.settings.tokens
+    if tokens is None:
+        return None, None
+    files = [(key.kid, configuration.path(key.file)) for key in tokens.keys]
+    keys = SigningKeys(files, next(key.kid for key in tokens.keys if key.sign))
+    issuers = {one.issuer for one in configuration.settings.authentication.issuers}
+    return OwnTokens(tokens.issuer, keys, issuers, revoked), keys
+
+
+def issuers_of(configuration: Configuration, revoked: Revoked | None = None) -> Issuers | None:
     """Build the configured issuers; nothing is fetched.
 
     Raises:
@@ -524,7 +572,6 @@ def issuers_of(configuration: Configuration) -> Issuers | None:
     settings = configuration.settings.authentication
     if not settings.issuers:
         return None
-    revoked = Revoked(configuration.path(settings.revoked)) if settings.revoked is not None else None
     return Issuers(
         settings.issuers,
         configuration.path,

@@ -40,6 +40,7 @@ EVENT_ACTIONS = ACTIONS | {
     "authentication:fail",
     "request:refuse",
     "request:limit",
+    "token:exchange",
     "environment:drift",
     "environment:revert",
 }

@@ -72,6 +72,8 @@ class Principal:
     """Other identities of the same person, by configuration."""
     scope: frozenset[str] | None = None
     """What the credential is narrowed to, ``<registry>/<action>`` each (`service.scope`); None: not narrowed."""
+    exchanged: bool = False
+    """The gateway issued the credential itself, for one of *issuer*; it is not exchanged again."""
 
     @property
     def persons(self) -> frozenset[str]:

@@ -30,6 +30,8 @@ _MAX_DRIFT_SECONDS = 86_400
 _MAX_SECONDS = 600.0
 _MAX_CONNECTIONS = 1000
 _MAX_RATE = 100_000
+_MIN_TOKEN_SECONDS, _MAX_TOKEN_SECONDS = 60, 21_600
+_KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\]")
 _PUBLIC_URL = re.compile(r"(https://[A-Za-z0-9._-]+|http://(localhost|127\.0\.0\.1|\[::1\]))(:[0-9]{1,5})?")
 _LATER_KINDS = frozenset({"unity_catalog", "databricks"})
@@ -139,6 +141,25 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Those with a rate of their own."""
 
 
+class TokenKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key that the gateway signs its own tokens with."""
+
+    kid: str
+    file: str
+    """Ed25519, PEM (PKCS #8), for its owner only."""
+    sign: bool = False
+    """One key signs; the others only verify."""
+
+
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tokens that the gateway issues in exchange for those of issuers."""
+
+    issuer: str
+    """How the gateway names itself in them: its own URL."""
+    keys: tuple[TokenKey, ...]
+    max_seconds: int = 21_600
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
@@ -152,6 +173,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_registry: str | dict[str, str] | None = None
     audit: Audit = Audit()
     limits: Limits = Limits()
+    tokens: Tokens | None = None
+    """Left out: no tokens are exchanged."""
     secret_file: str | None = None
     """At least 32 random bytes that all replicas share; page tokens are signed with them."""
     lock_seconds: float = 10.0
@@ -326,11 +349,34 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     if not settings.journal.url.startswith("sqlite:///"):
         raise file.error("journal.url: only sqlite:///… is supported by this version", "journal", "url")
     _validate_limits(settings.limits, file)
+    if settings.tokens is not None:
+        _validate_tokens(settings.tokens, settings.authentication.issuers, file)
     for sink in settings.audit.sinks:
         if sink != "stdout":
             raise file.error(f"audit.sinks: unknown sink {sink!r}; there is: stdout", "audit", "sinks")
     if settings.audit.reads not in (True, False, "off", "on"):
         raise file.error("audit.reads: on or off", "audit", "reads")
+
+
+def _validate_tokens(tokens: Tokens, issuers: tuple[Issuer, ...], file: YamlFile) -> None:
+    url = urlsplit(tokens.issuer)
+    loopback = url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")
+    if not url.hostname or not (url.scheme == "https" or loopback) or url.query or url.fragment or url.username:
+        raise file.error("tokens.issuer: the gateway's own https:// URL", "tokens", "issuer")
+    if not issuers:
+        raise file.error("tokens: there are no authentication.issuers whose tokens could be exchanged", "tokens")
+    if tokens.issuer in {one.issuer for one in issuers}:
+        raise file.error("tokens.issuer: it is one of authentication.issuers too", "tokens", "issuer")
+    if not _MIN_TOKEN_SECONDS <= tokens.max_seconds <= _MAX_TOKEN_SECONDS:
+        raise file.error(f"tokens.max_seconds: {_MIN_TOKEN_SECONDS} to {_MAX_TOKEN_SECONDS}", "tokens", "max_seconds")
+    known: set[str] = set()
+    for index, key in enumerate(tokens.keys):
+        if not _KID.fullmatch(key.kid) or key.kid in known:
+            problem = f"tokens.keys.{index}.kid: 1 to 64 of A-Z a-z 0-9 . _ -, each once"
+            raise file.error(problem, "tokens", "keys", index, "kid")
+        known.add(key.kid)
+    if sum(key.sign for key in tokens.keys) != 1:
+        raise file.error("tokens.keys: exactly one has sign: true", "tokens", "keys")
 
 
 def _validate_limits(limits: Limits, file: YamlFile) -> None:

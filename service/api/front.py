@@ -15,6 +15,8 @@ from urllib.parse import unquote_to_bytes
 import structlog
 
 from service.access import Access
+from service.api.exchange import PATH as EXCHANGE
+from service.api.exchange import oauth_renderer, take_parameters
 from service.api.floods import LIMITED_EACH_MINUTE, Floods, limited
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
@@ -119,9 +121,14 @@ class Front:
         own = self._own_paths(path)
         render = render_problem if own else self._render_dialect_error
         scope["state"] = {}
+        exchanges = path == EXCHANGE
+        if exchanges:
+            render = oauth_renderer(scope)
         scope["client"] = (self._proxies.client_of(scope), 0)
         reply = _Reply(scope, send, self._record_refusal, self._metrics, self._noting())
         try:
+            if exchanges and scope["method"] == "POST":
+                receive = await take_parameters(scope, receive)
             if path not in self._public or scope["method"] not in _READS:
                 await self._identify(scope)
             self._check(scope, path)

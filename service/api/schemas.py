@@ -514,3 +514,33 @@ class RefusalsBody(Struct):
     """What enforcement would have refused, most often first."""
 
     would_refuse: list[RefusalBody]
+
+
+class TokenRequest(Struct):
+    """Ask for a token of this gateway (RFC 8693, section 2.1). Unknown parameters are ignored, as OAuth says."""
+
+    grant_type: Annotated[str, Meta(description="`urn:ietf:params:oauth:grant-type:token-exchange`")] = ""
+    subject_token: Annotated[str, Meta(description="Left out: what the Authorization header holds.")] = ""
+    subject_token_type: Annotated[
+        str,
+        Meta(
+            description="With `subject_token`: `urn:ietf:params:oauth:token-type:jwt`, `…:access_token`, `…:id_token`."
+        ),
+    ] = ""
+    requested_token_type: str = ""
+    scope: Annotated[str, Meta(description="Narrower: `<registry>/<action>` items, separated by spaces.")] = ""
+    audience: str = ""
+    resource: str = ""
+    actor_token: str = ""
+    actor_token_type: str = ""
+    expires_in: Annotated[str, Meta(description="A wish, in seconds.")] = ""
+
+
+class TokenBody(Struct, omit_defaults=True):
+    """A token of this gateway (RFC 8693, section 2.2.1)."""
+
+    access_token: str
+    issued_token_type: str
+    token_type: str
+    expires_in: int
+    scope: str | None = None

@@ -6,6 +6,7 @@ import base64
 
 from service.authentication.api_keys import ApiKeys
 from service.authentication.issuers import Issuers
+from service.authentication.own import OwnTokens
 from service.authentication.tokens import looks_like_token, refused
 from service.errors import Unauthenticated
 from service.model import Principal
@@ -17,10 +18,11 @@ _MISSING = "Send a token or an API key: Authorization: Bearer <token or key>, or
 class Credentials:
     """All ways to authenticate that the configuration names."""
 
-    def __init__(self, keys: ApiKeys | None, issuers: Issuers | None = None) -> None:
-        """Take API keys from *keys*, and tokens of *issuers*."""
+    def __init__(self, keys: ApiKeys | None, issuers: Issuers | None = None, own: OwnTokens | None = None) -> None:
+        """Take API keys from *keys*, tokens of *issuers*, and those the gateway issues itself."""
         self._keys = keys
         self._issuers = issuers
+        self._own = own
 
     async def authenticate(self, authorization: str | None) -> Principal:
         """Return who sent the Authorization header *authorization* (RFC 9110, section 11.6.2).
@@ -35,6 +37,8 @@ class Credentials:
             scheme, _, value = authorization.partition(" ")
             value = value.strip()
             if scheme.lower() == "bearer" and looks_like_token(value):
+                if self._own is not None and self._own.issued(value):
+                    return await self._own.authenticate(value)
                 return await self._issuers.authenticate(value)
             if scheme.lower() == "basic" and looks_like_token(_password(value)):
                 raise refused("a token came as Basic's password; it is taken as Bearer only")

@@ -154,8 +154,8 @@ class Verifier:
         jti = claims.get("jti")
         if jti is not None and (not isinstance(jti, str) or not 0 < len(jti) <= _MAX_ID_CHARACTERS):
             raise refused("jti is not a text of 1 to 1024 characters")
-        named = f"{rules.issuer}\0{jti}".encode() if jti is not None else token.signed
-        return Token(rules.issuer, claims, hashlib.sha256(named).hexdigest(), jti, issued, expires)
+        named = credential_id(rules.issuer, jti) if jti is not None else hashlib.sha256(token.signed).hexdigest()
+        return Token(rules.issuer, claims, named, jti, issued, expires)
 
     def _check_type(self, header: Mapping[str, Any]) -> None:
         if self.rules.type is None:
@@ -193,6 +193,11 @@ class Verifier:
         if lifetime > self.rules.max_lifetime_seconds:
             raise refused(f"it lives {lifetime:.0f} s, over max_lifetime_seconds {self.rules.max_lifetime_seconds:.0f}")
         return issued, expires
+
+
+def credential_id(issuer: str, jti: str) -> str:
+    """Name a token as events do: sha256 (hex) of *issuer* and *jti*."""
+    return hashlib.sha256(f"{issuer}\0{jti}".encode()).hexdigest()
 
 
 def audiences(claims: Mapping[str, Any]) -> frozenset[str]:
