@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from service.audit import Operation, Trail
+from service.audit import Asked, Operation, Trail
 from service.backend import Backend
 from service.change import OfTraces, OutsideSource
 from service.errors import Denied, InvalidRequest
@@ -183,7 +183,7 @@ class Access:
                     await self._trail.refused(operation, "denied")
                     raise self._denied(message, operation, backend.name)
                 if not isinstance(need.resource, OutsideSource):
-                    operation.asked[action, where] = None
+                    operation.asked[Asked(only_denials=False, action=action, resource=where)] = None
                     self._note(operation, backend, where, action, unless_forbidden=False)
 
     async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
@@ -246,6 +246,7 @@ class Access:
             raise self._denied(message, operation, backend.name)
         for need in needs:
             if isinstance(need.resource, str):
+                operation.asked[Asked(only_denials=True, action=need.action, resource=need.resource)] = None
                 self._note(operation, backend, need.resource, need.action, unless_forbidden=True)
 
     def denied_by_row(

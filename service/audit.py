@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -195,6 +195,21 @@ class Sink(Protocol):
         """Flush."""
 
 
+class Asked(NamedTuple):
+    """One thing that the policy was asked."""
+
+    only_denials: bool
+    """Only a row that denies it would have refused; none had to allow it."""
+    action: str
+    resource: str
+
+
+def documents_of(asked: Iterable[Asked]) -> list[dict[str, Any]]:
+    """Give the JSON of what was asked: what had to be allowed comes first, in the order of asking."""
+    ordered = sorted(asked, key=lambda item: item.only_denials)
+    return [{"action": item.action, "resource": item.resource, "only_denials": item.only_denials} for item in ordered]
+
+
 @dataclasses.dataclass(slots=True)
 class Operation:
     """The record of one call while it goes down the path."""
@@ -233,8 +248,8 @@ class Operation:
     """An intent is durable, so the operation must end with an outcome."""
     mode: str = ENFORCE
     """How access is taken: only a call of a registry's own API has another than ``enforce``."""
-    asked: dict[tuple[str, str], None] = dataclasses.field(default_factory=dict)
-    """Every right that had to be there, action and resource; the first is what it is about."""
+    asked: dict[Asked, None] = dataclasses.field(default_factory=dict)
+    """Everything the policy was asked that it let pass."""
     would_deny: list[Denial] = dataclasses.field(default_factory=list)
     """What enforcement would have refused."""
     left_out: dict[Denial, None] = dataclasses.field(default_factory=dict)
@@ -287,7 +302,7 @@ class Operation:
             "version": self.version,
             "environment": self.environment,
             "decision": dataclasses.asdict(self.decision),
-            "asked": [{"action": action, "resource": where} for action, where in self.asked],
+            "asked": documents_of(self.asked),
             "would_deny": [dataclasses.asdict(item) for item in self.would_deny],
             "verdict": self.verdict.document() if self.verdict else None,
             "verdicts": {name: item.document() for name, item in self.verdicts.items()},

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from service.audit import Event, Operation, Trail
+from service.audit import Asked, Event, Operation, Trail, documents_of
 from service.errors import JournalUnavailable
 from service.model import Principal
 from service.modes import Denial
@@ -83,7 +83,7 @@ class _Sum:
         self.uploads_not_listed += other.uploads_not_listed
 
 
-_Rights = tuple[tuple[str, str], ...]
+_Rights = tuple[Asked, ...]
 _Key = tuple[str, str, str, str, str, _Rights, tuple[Denial, ...]]
 """Registry, subject, action, resource, the run or logged model, all rights asked, and what would have been refused."""
 
@@ -213,7 +213,7 @@ def _documents(operation: str, sums: Mapping[_Key, _Sum]) -> Iterator[Mapping[st
                 "resource": resource,
                 "registry": registry,
                 "run": identifier or None,
-                "asked": [{"action": a, "resource": where} for a, where in asked],
+                "asked": documents_of(asked),
                 "would_deny": [dataclasses.asdict(item) for item in denials],
                 "calls": dict(found.calls) if first else {},
                 "failed": dict(found.failed) if first else {},

@@ -59,31 +59,32 @@ def compare(old: Snapshot, new: Snapshot, past: Iterable[Past]) -> Difference:
 
 def _changed(old: Snapshot, new: Snapshot, item: Past) -> Change | None:
     """Return what makes the answer of one call another; all its rights have to be there."""
-    before, after = (_decided(snapshot, item) for snapshot in (old, new))
-    if before[1].allowed == after[1].allowed:
+    before, after = (_refused(snapshot, item) for snapshot in (old, new))
+    right = after or before
+    if right is None or (before and after):
         return None
-    right = after[0] if before[1].allowed else before[0]
-    decisions = [
-        snapshot.decide_whole(item.principal, right.registry, right.resource, right.action) for snapshot in (old, new)
-    ]
+    decisions = [_decide(snapshot, item, right) for snapshot in (old, new)]
     return Change(
         right.registry,
         item.subject,
         right.action,
         right.resource,
-        after[1].allowed,
+        after is None,
         decisions[0].row or "",
         decisions[1].row or "",
     )
 
 
-def _decided(snapshot: Snapshot, item: Past) -> tuple[Right, Decision]:
-    """Return the first right that is denied, or the first of all."""
-    decided = [
-        (right, snapshot.decide_whole(item.principal, right.registry, right.resource, right.action))
-        for right in item.rights
-    ]
-    return next((one for one in decided if not one[1].allowed), decided[0])
+def _refused(snapshot: Snapshot, item: Past) -> Right | None:
+    """Return the first right that is missing, or what a row denies; None where the call is let through."""
+    for right in item.rights:
+        if not _decide(snapshot, item, right).allowed:
+            return right
+    return next((right for right in item.unforbidden if _decide(snapshot, item, right).denied_by_row), None)
+
+
+def _decide(snapshot: Snapshot, item: Past, right: Right) -> Decision:
+    return snapshot.decide_whole(item.principal, right.registry, right.resource, right.action)
 
 
 def render(found: Difference, form: str) -> str:

@@ -31,6 +31,8 @@ class Past:
     registry: str
     rights: tuple[Right, ...]
     """All that had to be allowed; the first is what the event is about."""
+    unforbidden: tuple[Right, ...]
+    """What no row might deny, besides."""
     denials: tuple[Denial, ...]
     """What enforcement would have refused."""
     done: int
@@ -72,7 +74,11 @@ def _past(event: Event) -> Past | None:
     if data["action"] not in ACTIONS and not data.get("asked") and not data.get("would_deny"):
         return None  # failed authentications, refused requests, and what the gateway does by itself
     registry = data["registry"]
-    asked = [Right(registry, item["resource"], item["action"]) for item in data.get("asked", ())]
+    asked: list[Right] = []
+    unforbidden: list[Right] = []
+    for item in data.get("asked", ()):
+        right = Right(registry, item["resource"], item["action"])
+        (unforbidden if item["only_denials"] else asked).append(right)
     denials = tuple(Denial(**item) for item in data.get("would_deny", ()))
     denied = data["phase"] == "denied"
     if (denied or "asked" not in data) and data["action"] in ACTIONS:  # what was refused is not among them
@@ -86,6 +92,7 @@ def _past(event: Event) -> Past | None:
         groups=frozenset(data["actor"].get("groups", ())),
         registry=registry,
         rights=tuple(dict.fromkeys(asked)),
+        unforbidden=tuple(unforbidden),
         denials=denials,
         done=done,
         asked=calls,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import random
+import re
 
 import pytest
 
+from service import tally
+from service.__main__ import main
 from service.modes import NAMED
 from tests.client import V1, Client
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_configuration
 from tests.promotion.flow import ask, register, simple
 
 MAIN = {"kind": "mlflow", "url": "http://127.0.0.1:1"}
@@ -267,3 +272,121 @@ async def test_a_kept_answer_is_given_again(running, tmp_path):
     async with running(it.memory, **changes) as it:
         answer = await Client(it.application.asgi, "user:viewer")("POST", path, {"name": "iris"}, headers=key)
         assert answer.status == 403
+
+
+_VARIES = re.compile(
+    r'"(run_id|run_uuid|run_name|source|creation_timestamp|last_updated_timestamp|start_time|timestamp|next_page_token'
+    r'|artifact_uri|user_id)": ("[^"]*"|[0-9]+)'
+)
+
+
+def plain(reply, known):
+    """Cut what differs from one gateway to the other: times, and what is random."""
+    text = json.dumps(reply.json, sort_keys=True)
+    for number, run in enumerate(known):
+        text = text.replace(run, f"run {number}")
+    return reply.status, _VARIES.sub(r'"\1": …', re.sub(r"\(operation [0-9a-f-]{36}\)", "", text))
+
+
+async def a_day(it, seed):
+    """Call at random, always the same; return the answers."""
+    chance, client, runs, answers = random.Random(seed), Client(it.application.asgi), [], []
+
+    async def rpc(*words, **fields):
+        answer = await client.be(chance.choice(["user:viewer", "user:scientist", "user:lead"])).rpc(*words, **fields)
+        answers.append(answer)
+        return answer
+
+    for _ in range(60):
+        model, version, alias = chance.choice("abc"), str(chance.randrange(1, 3)), chance.choice(["champion", "dev"])
+        named = {"name": model, "version": version}
+        tag = {"key": chance.choice("kl"), "value": "v"}
+        run = chance.choice(runs) if runs else "0" * 32
+        match chance.randrange(18):
+            case 0:
+                await rpc("POST", "registered-models/create", name=model, tags=[tag])
+            case 1:
+                found = await rpc("POST", "runs/create", experiment_id="0")
+                runs.append(found.json["run"]["info"]["run_id"])
+            case 2:
+                await rpc("POST", "model-versions/create", name=model, source=f"runs:/{run}/model", run_id=run)
+            case 3:
+                await rpc("POST", "registered-models/alias", **named, alias=alias)
+            case 4:
+                await rpc("DELETE", "registered-models/alias", name=model, alias=alias)
+            case 5:
+                await rpc(
+                    "POST", "model-versions/transition-stage", **named, stage="Staging", archive_existing_versions=True
+                )
+            case 6:
+                await rpc("POST", "model-versions/set-tag", **named, **tag)
+            case 7:
+                await rpc("DELETE", "model-versions/delete", **named)
+            case 8:
+                await rpc("POST", "registered-models/rename", name=model, new_name=chance.choice("abcd"))
+            case 9:
+                await rpc("POST", "runs/log-metric", run_id=run, key="accuracy", value=0.5, timestamp=1)
+            case 10:
+                await rpc("GET", "registered-models/get", name=model)
+            case 11:
+                await rpc("GET", "registered-models/alias", name=model, alias=alias)
+            case 12:
+                await rpc("GET", "registered-models/search", max_results=2)
+            case 13:
+                await rpc("GET", "model-versions/search", max_results=100)
+            case 14:
+                await rpc("POST", "runs/search", experiment_ids=["0", "1"])
+            case 15:
+                await rpc("GET", "experiments/search", max_results=5)
+            case 16:
+                await rpc("POST", "runs/delete", run_id=run)
+            case 17:
+                await rpc("DELETE", "registered-models/delete", name=model)
+    return [plain(answer, runs) for answer in answers]
+
+
+ALL = "".join(f"p, {who}, *, *, *, allow\n" for who in ("user:viewer", "user:scientist", "user:lead"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_day_without_rights_is_answered_as_one_with_all(running, tmp_path_factory, seed):
+    answers = {}
+    for name, rows in (("observe", "p, group:platform, *, *, *, allow\n"), ("enforce", ALL)):
+        folder = tmp_path_factory.mktemp(name)
+        async with running(directory=folder, **mode(name, folder, rows), environments=simple(folder)) as it:
+            answers[name] = await a_day(it, seed)
+            assert await it.events(phase="denied") == []
+            changes = [event["data"] for event in await it.events(phase="outcome")]
+            assert [bool(data["would_deny"]) for data in changes] == [name == "observe"] * len(changes)
+    assert answers["observe"] == answers["enforce"]
+    assert {status for status, _ in answers["observe"]} >= {200, 404}
+
+
+async def test_too_many_sums_lose_names_and_no_counts(running, tmp_path, monkeypatch):
+    monkeypatch.setattr(tally, "_MAX_SUMS", 10)
+    async with running(**mode("observe", tmp_path)) as it:
+        client = Client(it.application.asgi)
+        for number in range(25):
+            await client.rpc("POST", "registered-models/create", name=f"m{number}")
+            assert (await client.be("user:viewer").rpc("GET", "registered-models/get", name=f"m{number}")).status == 200
+        await it.application.gateway.tally.flush()
+        sums = [event["data"] for event in await it.events(phase="summed")]
+        assert len(sums) <= 10
+        assert sum(data["calls"]["getRegisteredModel"] for data in sums) == 25
+        assert {item["action"] for data in sums for item in data["would_deny"]} == {"model:read"}
+        assert any(item["resource"] == "*" for data in sums for item in data["would_deny"])
+
+
+def test_check_warns_of_what_is_not_enforced(tmp_path, capsys):
+    file = write_configuration(tmp_path, **mode("observe", tmp_path))
+    assert main(["check", "--config", str(file)]) == 0
+    assert "registries.main.mode is observe: access to it is not enforced (a warning)" in capsys.readouterr().err
+    file = write_configuration(tmp_path, **mode("enforce", tmp_path))
+    assert main(["check", "--config", str(file)]) == 0
+    assert "not enforced" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["observe", "enforce"])
+async def test_the_start_names_what_is_not_enforced(running, tmp_path, capsys, name):
+    async with running(**mode(name, tmp_path)):
+        assert ("access is not enforced" in capsys.readouterr().out) is (name == "observe")

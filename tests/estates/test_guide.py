@@ -121,6 +121,20 @@ async def test_a_diff_says_what_would_be_denied_and_by_which_row(running, tmp_pa
     assert one[1].startswith("1 events: ")
 
 
+async def test_a_diff_knows_deny_rows_on_what_marks_an_environment(running, tmp_path, capsys):
+    await observed_day(running, tmp_path)
+    (tmp_path / "old.csv").write_text("p, user:scientist, *, *, *, allow\n")
+    (tmp_path / "new.csv").write_text(
+        "p, user:scientist, *, *, *, allow\np, user:scientist, *, models/*/aliases/champion, alias:set, deny\n"
+    )
+    status, out, _ = run(
+        capsys, tmp_path, "diff", str(tmp_path / "old.csv"), str(tmp_path / "new.csv"), "--format", "json"
+    )
+    (change,) = json.loads(out)["changes"]
+    assert (status, change["action"], change["resource"]) == (1, "alias:set", "models/fraud/aliases/champion")
+    assert (change["allowed"], change["old_row"], change["new_row"]) == (False, "old.csv:1", "new.csv:2")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

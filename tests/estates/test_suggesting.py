@@ -25,7 +25,9 @@ TIME = "2026-11-25T10:00:00.000000Z"
 def did(subject, *rights, groups=(), count=1, registry="main", denials=(), time=TIME, **more):
     """Make what was done: each right is action and resource."""
     found = tuple(Right(registry, where, action) for action, where in rights)
-    return Past(subject, frozenset(groups), registry, found, tuple(denials), count, count, time, denied=False, **more)
+    return Past(
+        subject, frozenset(groups), registry, found, (), tuple(denials), count, count, time, denied=False, **more
+    )
 
 
 def rows_of(text):
@@ -204,7 +206,7 @@ def event(phase, outcome="succeeded", **data):
 MADE = {"action": "version:create", "resource": "models/m/versions"}
 TAG = {"action": "tag:set", "resource": "models/m/tags/a"}
 LOGGED = {"action": "run:update", "resource": "experiments/e"}
-ASKED = [MADE]
+ASKED = [{**MADE, "only_denials": False}, {**TAG, "only_denials": True}]
 
 
 @pytest.mark.parametrize(
