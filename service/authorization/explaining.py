@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from service.authorization.authorizer import Authorizer
 from service.authorization.checking import OWNER, question_problem
-from service.authorization.patterns import action_match, below_match, member_of, resource_match, set_of
+from service.authorization.patterns import SET, action_match, below_match, member_of, resource_match, set_of
 from service.authorization.roles import Link
 from service.authorization.rows import Row
 from service.authorization.snapshot import Snapshot
@@ -134,9 +134,10 @@ def _way(snapshot: Snapshot, links: Iterable[Link], ways: dict[str, tuple[Step, 
 
 
 def _covers(snapshot: Snapshot, pattern: str, resource: str) -> bool:
-    if resource_match(resource, pattern):
-        return True
-    return member_of(resource) in snapshot.members_of.get(set_of(pattern), ()) and below_match(resource, pattern)
+    of_set = set_of(pattern)
+    if of_set == SET:
+        return resource_match(resource, pattern) if "*" in pattern else resource == pattern
+    return member_of(resource) in snapshot.members_of[of_set] and below_match(resource, pattern)
 
 
 def _decided_on(snapshot: Snapshot, row: Row, resource: str) -> str:
