@@ -33,6 +33,7 @@ from service.modes import ENFORCE, Denial
 from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
 MAX_EVENT_BYTES = 16 << 10
+_MAX_GROUPS = 20
 _MAX_TEXT = 512
 PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed"})
 OUTCOMES = frozenset({"succeeded", "failed", "unknown", "denied", "rejected"})
@@ -350,7 +351,7 @@ def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, n
         "datacontenttype": "application/json",
         "data": dict(data),
     }
-    for shrink in (_without_facts, _with_short_texts, _core):
+    for shrink in (_with_few_groups, _without_facts, _with_short_texts, _core):
         if len(canonical_json(event)) <= MAX_EVENT_BYTES - 512:  # room for sequence and hash
             break
         event["data"] = shrink(event["data"])
@@ -360,6 +361,15 @@ def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, n
 def canonical_json(document: Any) -> bytes:
     """Give the one byte form of *document*: sorted keys, no spaces, ASCII, control characters escaped."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _with_few_groups(data: Any) -> Any:
+    """Keep 20 groups, and say how many more there were: a token can bring hundreds."""
+    groups = list(data.get("actor", {}).get("groups", ()))
+    if len(groups) <= _MAX_GROUPS:
+        return data
+    kept = {"groups": groups[:_MAX_GROUPS], "more_groups": len(groups) - _MAX_GROUPS}
+    return {**data, "actor": {**data["actor"], **kept}}
 
 
 def _without_facts(data: Any) -> Any:

@@ -191,8 +191,9 @@ async def test_a_slow_endpoint_is_given_up(cache, monkeypatch, how):
     async with serving(hangs) as server:
         server.answer = hangs if how == "hangs" else server.drips
         keys = cache(server.url)
-        with pytest.raises(IdentityUnavailable):
-            await keys.find("one", "ES256")
+        async with asyncio.timeout(3):
+            with pytest.raises(IdentityUnavailable):
+                await keys.find("one", "ES256")
         assert keys.problem == "TimeoutError"
 
 

@@ -283,6 +283,10 @@ def test_a_key_verifies_only_what_it_fits():
     assert not key.verifies("ES256", signed, RS.raw(signed))
     assert not key.verifies("HS256", signed, RS.raw(signed))
     assert not key.verifies("RS256", b"y", RS.raw(signed))
+    other = Signer("RS512")
+    entry = {**other.public, "alg": "RS256"}  # it says what it is for
+    only = parse_key_set(json.dumps({"keys": [entry]}).encode()).keys[0]
+    assert not only.verifies("RS512", signed, other.raw(signed))
     assert KeySet(()).find("k1", "RS256") is None
 
 

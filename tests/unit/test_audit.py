@@ -138,6 +138,26 @@ BIG_FACTS = Verdict(
 )
 
 
+def test_hundreds_of_groups_go_before_any_fact() -> None:
+    groups = frozenset(f"group:entra-aaaabbbb-0000-cccc-1111-dddd2222eeee/{index:036}" for index in range(200))
+    found = Finding("r", passed=True, because="b", facts={"f": 1})
+    many = operation(verdict=Verdict(findings=(found,)))
+    many.principal = Principal("user:ann", groups)
+    event = many.event("outcome", "succeeded", "s", NOW)
+    assert size(event) <= MAX_EVENT_BYTES
+    actor = event["data"]["actor"]
+    assert (actor["groups"], actor["more_groups"]) == (sorted(groups)[:20], 180)
+    assert event["data"]["verdict"]["findings"][0]["facts"] == {"f": 1}
+
+
+def test_no_claims_make_an_event_too_large() -> None:
+    many = operation()
+    many.principal = Principal("user:ann", claims={f"claim-{index}": ["\u00fc" * 1000] * 100 for index in range(40)})
+    event = many.event("outcome", "succeeded", "s", NOW)
+    assert size(event) <= MAX_EVENT_BYTES
+    assert (event["data"]["actor"]["subject"], event["data"]["actor"]["claims"]) == ("user:ann", {})
+
+
 def test_a_large_event_loses_the_facts_of_its_findings_first() -> None:
     event = operation(verdict=BIG_FACTS, reason="r" * 900).event("outcome", "failed", "s", NOW)
     assert size(event) <= MAX_EVENT_BYTES
