@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.authentication.issuer import Issuer
@@ -17,10 +17,20 @@ from service.authentication.templates import ClaimError, Template
 from service.authentication.tokens import REFUSED, Token
 from service.authorization.snapshot import Snapshot
 from service.errors import BadConfiguration, Unauthenticated
+from service.promotion.environments import load_environments
+from service.records import Capabilities
 from service.settings import load
 from tests.conftest import ROOT, write_configuration
 from tests.identity.samples import ENTRA, LIKE, TENANT
 from tests.identity.signer import AUDIENCE, ISSUER, key_set, signer
+
+OTHERS = {
+    "github": {"environment": "staging"},
+    "gitlab": {"environment": "production", "environment_protected": "false"},
+    "kubernetes": {},
+    "entra": {"roles": ["Reader"]},
+}
+"""What takes the right of the guide's row away."""
 
 
 def token(claims):
@@ -346,6 +356,69 @@ def blocks():
 def test_the_configurations_of_the_guides_load(tmp_path, document, block):
     found = settings_of(tmp_path, *yaml.safe_load(block)["authentication"]["issuers"])
     assert all(one.preset == document for one in found.issuers if document != "README")
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "action"),
+    [
+        ("github", {"environment": "production"}, "environment:promote"),
+        ("gitlab", {"environment": "production", "environment_protected": "true"}, "environment:promote"),
+        (
+            "kubernetes",
+            {"kubernetes.io": {"namespace": "serving", "serviceaccount": {"name": "fraud-api"}}},
+            "model:read",
+        ),
+        ("entra", {}, "environment:promote"),
+    ],
+)
+def test_the_row_of_a_guide_does_what_it_says(mapped, tmp_path, preset, changes, action):
+    rows = re.findall(r"^    (p, .*)$", (ROOT / f"docs/identity/{preset}.md").read_text(), re.MULTILINE)
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    snapshot = Snapshot(ROOT / "policies/model.conf", tmp_path / "rows.csv", ["main"])
+    where = "models/fraud/environments/production" if action == "environment:promote" else "models/fraud/versions"
+    one = mapped(preset, issuer=LIKE[preset]["iss"])
+    for said, allowed in (({**LIKE[preset], **changes}, True), ({**LIKE[preset], **OTHERS[preset]}, False)):
+        assert snapshot.decide(one.principal(token(said)), "main", where, action).allowed is allowed
+
+
+def test_the_rule_of_a_guide_loads(tmp_path):
+    text = (ROOT / "docs/identity/github.md").read_text()
+    rule = yaml.safe_load(re.search(r"```yaml\n(- name: .*?)```", text, re.DOTALL)[1])
+    path = tmp_path / "environments.yaml"
+    found = {"where": {"registry": "main", "models": "*"}, "marks": [{"alias": "champion"}], "rules": rule}
+    path.write_text(yaml.safe_dump({"environments": {"production": found}}))
+    capabilities = {"main": Capabilities(aliases=True, stages=True, tags=True)}
+    assert len(load_environments(path, capabilities)[0].rules) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+SAID = st.text(min_size=1, max_size=6) | JSON
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    said=st.fixed_dictionaries({"sub": SAID, "person": SAID}, optional={"groups": st.lists(SAID) | JSON, "extra": JSON})
+)
+def test_whatever_a_token_says_it_is_somebody_in_the_templates_or_nobody(mapped, said):
+    one = mapped(principal="user:x-{sub}", groups="group:x-{groups}", acting_for="user:{person}", claims=("extra",))
+    refusal = found = None
+    try:
+        found = one.principal(token(said))
+    except Unauthenticated as error:
+        refusal = error
+    if found is None:
+        assert refusal.detail == REFUSED
+        return
+    assert (found.subject, found.acting_for) == (f"user:x-{said['sub']}", f"user:{said['person']}")
+    assert re.fullmatch(r"user:x-[^:]+", found.subject)
+    assert all(re.fullmatch(r"group:x-[^:]+", group) for group in found.groups)
+    assert set(found.claims) <= {"extra"}
 
 
 @pytest.mark.parametrize("preset", sorted(LIKE))
