@@ -13,16 +13,15 @@ from service.authentication.issuer import Issuer
 from service.authentication.issuers import Mapped
 from service.authentication.jwks import FileKeys
 from service.authentication.presets import PRESETS
-from service.authentication.templates import ClaimError, Template
 from service.authentication.tokens import REFUSED, Token
 from service.authorization.snapshot import Snapshot
-from service.errors import BadConfiguration, Unauthenticated
+from service.errors import Unauthenticated
 from service.promotion.environments import load_environments
 from service.records import Capabilities
-from service.settings import load
-from tests.conftest import ROOT, write_configuration
+from tests.conftest import ROOT
 from tests.identity.samples import ENTRA, LIKE, TENANT
 from tests.identity.signer import AUDIENCE, ISSUER, key_set, signer
+from tests.identity.test_issuer import settings_of
 
 OTHERS = {
     "github": {"environment": "staging"},
@@ -198,151 +197,6 @@ def test_the_policy_gives_nothing_to_who_is_named_like_a_group_or_a_role(mapped,
     assert not snapshot.decide(principal, "main", "models/fraud", "model:read").allowed
     root = one.principal(token({"sub": "root"}))
     assert snapshot.decide(root, "main", "models/fraud", "model:read").allowed  # the row does what it says
-
-
-PART = st.text(max_size=12) | st.sampled_from(["", "/", ":", "a/b", "group:x", "\u202e", " a", "a ", "{sub}", "*"])
-
-
-@settings(max_examples=300, deadline=None)
-@given(PART, PART, PART, PART)
-def test_a_name_never_leaves_its_template_and_is_read_in_one_way(one, two, other_one, other_two):
-    template = Template.parse("user:x-{a}/{b}", "user:")
-    names = []
-    for a, b in ((one, two), (other_one, other_two)):
-        try:
-            names.append(template.fill({"a": a, "b": b}))
-        except ClaimError:
-            names.append(None)
-    for name in names:
-        assert name is None or re.fullmatch(r"user:x-[^:/]+/[^:]+", name)
-    if names[0] is not None and (one, two) != (other_one, other_two):
-        assert names[0] != names[1]
-
-
-TEMPLATE = st.builds(
-    lambda start, between, end: f"user:{start}{{a}}{between}" + (f"{{b}}{end}" if between else ""),
-    st.sampled_from(["", "x-", "xy-", "y/"]), st.sampled_from(["", "/", "-"]), st.sampled_from(["", "-z", "/q"]),
-)  # fmt: skip
-
-
-@settings(max_examples=300, deadline=None)
-@given(TEMPLATE, TEMPLATE, st.tuples(*[st.text("abxyzq/-", min_size=1, max_size=4)] * 4))
-def test_templates_that_are_said_not_to_meet_never_do(first, second, values):
-    one, other = Template.parse(first), Template.parse(second)
-    try:
-        same = one.fill(dict(zip("ab", values, strict=False))) == other.fill(dict(zip("ab", values[2:], strict=True)))
-    except ClaimError:
-        return
-    assert not same or (one.meets(other) and other.meets(one))
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("admin", "does not begin with"), ("group:{g}", "does not begin with user: or service:"), ("user:", "no claim"),
-        ("user:admin", "no claim"), ("user:{}", "no claim"), ("user:{a}{b}", "nothing between"),
-        ("user: {a}", "white space"), ("user:{a} ", "white space"), ("user:{a", "no claim"),
-        ("user:{a}}", "a brace"), ("user:\u200b{a}", "control"), ("{a}", "does not begin"),
-        ("User:{a}", "does not begin"), ("user:{a}:{b}", "a colon"),
-    ],
-)  # fmt: skip
-def test_templates_that_are_refused(text, says):
-    with pytest.raises(ValueError, match=re.escape(says)):
-        Template.parse(text, "user:", "service:")
-
-
-GENERIC = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_url": f"{ISSUER}/keys", "principal": "user:{sub}"}
-OTHER = {**GENERIC, "issuer": "https://other.example"}
-
-
-def settings_of(tmp_path, *issuers, **more):
-    authentication = {"issuers": list(issuers), **more}
-    return load(write_configuration(tmp_path, authentication=authentication), environ={}).settings.authentication
-
-
-@pytest.mark.parametrize(
-    ("issuers", "says"),
-    [
-        ([{**GENERIC, "jwks_uri": "x"}], "unknown key 'authentication.issuers.0.jwks_uri'"),
-        ([{**GENERIC, "preset": "okta"}], "it is one of: entra, generic, github, gitlab, kubernetes"),
-        ([{k: v for k, v in GENERIC.items() if k != "audience"}], "missing required field `audience`"),
-        ([{**GENERIC, "issuer": ""}], "issuers.0.issuer"),
-        ([{**GENERIC, "issuer": "api-key"}], "issuers.0.issuer"),
-        ([{**GENERIC, "issuer": f"{ISSUER} "}], "issuers.0.issuer"),
-        ([{**GENERIC, "audience": ["a"]}], "audience"),
-        ([{**GENERIC, "jwks_url": "http://issuer.example/keys"}], "must be https://"),
-        ([{**GENERIC, "jwks_url": "http://127.0.0.1.evil.example/keys"}], "must be https://"),
-        ([{**GENERIC, "jwks_url": "http://2130706433/keys"}], "must be https://"),
-        ([{**GENERIC, "jwks_url": "ftp://127.0.0.1/keys"}], "must be https://"),
-        ([{**GENERIC, "jwks_url": "https:///keys"}], "must be https://"),
-        ([{**GENERIC, "jwks_url": "https://u:p@issuer.example/keys"}], "no credentials"),
-        ([{**GENERIC, "jwks_url": "https://issuer.example/keys#x"}], "no fragment"),
-        ([{**GENERIC, "jwks_url": "https://issuer.example:x/keys"}], "issuers.0.jwks_url"),
-        ([{**GENERIC, "jwks_file": "keys.json"}], "not both"),
-        ([{k: v for k, v in GENERIC.items() if k != "jwks_url"}], "name jwks_url or jwks_file"),
-        ([{**GENERIC, "jwks_url": "http://127.0.0.1/keys", "ca_file": "ca.pem"}], "only for an https://"),
-        ([{**GENERIC, "principal": "{sub}"}], "does not begin with user: or service:"),
-        ([{**GENERIC, "principal": "group:{sub}"}], "does not begin with user: or service:"),
-        ([{k: v for k, v in GENERIC.items() if k != "principal"}], "principal is missing"),
-        ([{**GENERIC, "groups": "user:{groups}"}], "does not begin with group:"),
-        ([{**GENERIC, "groups": "group:everybody"}], "names no claim"),
-        ([{**GENERIC, "acting_for": "group:{a}"}], "issuers.0.acting_for"),
-        ([{**GENERIC, "algorithms": ["none"]}], "'none' cannot be used"),
-        ([{**GENERIC, "algorithms": ["RS256", "HS256"]}], "'HS256' cannot be used"),
-        ([{**GENERIC, "algorithms": []}], "issuers.0.algorithms"),
-        ([{**GENERIC, "leeway_seconds": 61}], "leeway_seconds: 0 to 60"),
-        ([{**GENERIC, "leeway_seconds": -1}], "leeway_seconds: 0 to 60"),
-        ([{**GENERIC, "max_lifetime_seconds": 0}], "max_lifetime_seconds: 1 to 2592000"),
-        ([{**GENERIC, "max_lifetime_seconds": 1e9}], "max_lifetime_seconds: 1 to 2592000"),
-        ([{**GENERIC, "jwks_refresh_seconds": 1}], "jwks_refresh_seconds: 10 to 86400"),
-        ([{**GENERIC, "jwks_stale_seconds": 10}], "jwks_stale_seconds: 300 to 604800"),
-        ([{**GENERIC, "require": {"a": []}}], "'a' needs a value"),
-        ([{**GENERIC, "require": {"a": {"b": 1}}}], "require"),
-        ([{**GENERIC, "claims": ["a", "a"]}], "different names"),
-        ([GENERIC, {**GENERIC}], "issuers.1.issuer and audience are those of issuers.0"),
-        ([GENERIC, OTHER], "could give a name that is also one by 'user:{sub}' of issuers.0"),
-        ([GENERIC, {**OTHER, "shared": True}], "shared: true on both"),
-        ([GENERIC, {**OTHER, "principal": "user:corp-{sub}"}], "could give a name"),
-        ([GENERIC, {**GENERIC, "audience": "b", "principal": "user:{email}"}], "could give a name"),
-        ([{**GENERIC, "groups": "group:{groups}"},
-          {**OTHER, "principal": "service:{sub}", "groups": "group:{roles}"}], "groups: 'group:{roles}'"),
-        ([{"preset": "github", "issuer": PRESETS["github"].issuer, "audience": "a"}], "everybody can get a token"),
-        ([{"preset": "github", "issuer": PRESETS["github"].issuer, "audience": "a", "require": {"repository": "a/b"}}],
-         "repository_owner_id: '1234567'"),
-        ([{"preset": "gitlab", "issuer": "https://gitlab.com", "audience": "a"}], "everybody can get a token"),
-        ([{"preset": "gitlab", "issuer": "https://gitlab.corp", "audience": "a"}], "name jwks_url or jwks_file"),
-    ],
-)  # fmt: skip
-def test_issuers_that_are_refused_at_start(tmp_path, issuers, says):
-    with pytest.raises(BadConfiguration, match=r"gateway\.yaml:\d+: ") as caught:
-        settings_of(tmp_path, *issuers)
-    assert says in caught.value.detail
-
-
-def test_the_line_of_the_problem_is_named(tmp_path):
-    path = write_configuration(tmp_path, authentication={"issuers": [GENERIC, {**OTHER, "leeway_seconds": 99}]})
-    with pytest.raises(BadConfiguration) as caught:
-        load(path, environ={})
-    line = int(caught.value.detail.split(":")[1])
-    assert "leeway_seconds: 99" in path.read_text().splitlines()[line - 1]
-
-
-@pytest.mark.parametrize(
-    "issuers",
-    [
-        [GENERIC, {**OTHER, "principal": "service:{sub}"}],
-        [{**GENERIC, "principal": "user:a-{sub}"}, {**OTHER, "principal": "user:b-{sub}"}],
-        [GENERIC, {**GENERIC, "audience": "second"}],
-        [{**GENERIC, "shared": True}, {**OTHER, "shared": True}],
-        [{**GENERIC, "jwks_url": "http://127.0.0.1:1/keys"}],
-        [{**GENERIC, "jwks_url": "http://[::1]:1/keys"}],
-        [{**GENERIC, "jwks_url": "http://localhost:1/keys"}],
-        [{**GENERIC, "jwks_url": "https://issuer.example/keys?appid=1"}],
-        [{**GENERIC, "require": {"a": ["x", "y"], "b": True, "c": 7}, "groups": ["group:a-{g}", "group:b-{g}"]}],
-    ],
-)
-def test_issuers_that_go_together(tmp_path, issuers):
-    assert len(settings_of(tmp_path, *issuers).issuers) == len(issuers)
 
 
 def blocks():
