@@ -146,13 +146,18 @@ def question_near(chance: random.Random, near: tuple[str, ...], sets: list[tuple
     if segments[0].startswith("set:"):
         inside = [name for name, _ in sets if not name.startswith("set:")]
         segments[0] = chance.choice(inside)
-    filled = [part[:-1] + segment(chance.choice(NAMES)) if part.endswith("*") else part for part in segments]
+    filled = [_named(chance, part[:-1]) if part.endswith("*") else part for part in segments]
     about = "/".join(filled) + chance.choice(("", "", "", "/versions", "/aliases/a"))
     return (
         where if where != "*" and chance.random() < 0.9 else chance.choice(REGISTRIES),
         about if pattern != "*" and chance.random() < 0.8 else chance.choice(RESOURCES),
         act if not act.endswith("*") and chance.random() < 0.9 else chance.choice(ACTIONS),
     )
+
+
+def _named(chance: random.Random, prefix: str) -> str:
+    """Name something that begins with *prefix*, or is it."""
+    return prefix if prefix and chance.random() < 0.3 else prefix + segment(chance.choice(NAMES))
 
 
 @pytest.fixture(autouse=True)

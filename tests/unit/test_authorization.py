@@ -77,6 +77,31 @@ def test_a_pattern_is_compared_segment_by_segment(pattern: str, covered: list[st
     assert [asked for asked in not_covered if resource_match(asked, pattern)] == []
 
 
+@pytest.mark.parametrize(
+    "asked", ["models/a", "models/ab", "models/abc/versions", "models/b", "audit", "models/a/aliases/x"]
+)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*",
+        "models/*",
+        "models/a*",
+        "models/ab*",
+        "models/abcd*",
+        "models/a",
+        "models/a/*",
+        "models/*/versions",
+        "models/a*/*",
+        "models/*/*",
+        "models/*/aliases/x*",
+        "audit",
+    ],
+)
+def test_the_index_finds_what_the_pattern_covers(load: Load, asked: str, pattern: str) -> None:
+    found = load(f"p, user:ann, main, {pattern}, *, allow\n").decide(ANN, "main", asked, "model:read")
+    assert found.allowed is resource_match(asked, pattern)
+
+
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_no_name_reaches_beyond_its_segment(name: str, other: str) -> None:
     try:
