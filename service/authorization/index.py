@@ -8,12 +8,24 @@ import msgspec
 
 from service.authorization.rows import Row
 
-_End = dict[tuple[str, str], dict[str, Row]]
-"""By registry and action as the row has them, then by subject: the first such row."""
+
+class _Subjects(msgspec.Struct, gc=False):
+    """Rows of one pattern, registry and action."""
+
+    rows: dict[str, Row]
+    """By subject: the first such row."""
+
+
+_End = dict[str, _Subjects]
+"""By registry and action as the row has them."""
 
 
 class _Node(msgspec.Struct, gc=False):
-    """One segment of patterns. A tree has no cycles, so the collector need not look at it."""
+    """One segment of patterns.
+
+    A tree has no cycles, so the collector need not look at its parts. It does not look at a dictionary of strings and
+    of structs that it does not look at either, which is why there are no tuples and no inner dictionaries.
+    """
 
     exact: dict[str, _Node] | None = None
     prefixes: dict[str, _Node] | None = None
@@ -43,7 +55,10 @@ class Index:
         else:
             node = _child(node, last)
             end = node.here = {} if node.here is None else node.here
-        end.setdefault((row.registry, row.action), {}).setdefault(row.subject, row)
+        key = f"{row.registry} {row.action}"
+        if key not in end:
+            end[key] = _Subjects({})
+        end[key].rows.setdefault(row.subject, row)
 
     def parts(self) -> Iterator[object]:
         """Give each part of the tree, so that it can be let go of part by part."""
@@ -73,13 +88,14 @@ class Index:
         if not ends:
             return []
         acts = (action, action.partition(":")[0] + ":*", "*")
-        keys = [(where, act) for where in (registry, "*") for act in acts]
+        keys = [f"{where} {act}" for where in (registry, "*") for act in acts]
         found: list[Row] = []
         for end in ends:
             for key in keys:
-                by_subject = end.get(key)
-                if by_subject is None:
+                subjects = end.get(key)
+                if subjects is None:
                     continue
+                by_subject = subjects.rows
                 if len(by_subject) < len(roles):  # the fewer are asked about
                     found.extend(row for subject, row in by_subject.items() if subject in roles)
                 else:

@@ -189,11 +189,12 @@ def check(drawn, callers: list[Principal], seed: int, owns: bool) -> None:
                 question,
             )
             if decision.row is not None:
-                deciding = rows[int(decision.row.rpartition(":")[2]) - 1]
+                at = int(decision.row.rpartition(":")[2]) - 1
+                deciding = rows[at]
                 assert deciding[4] == ("allow" if decision.allowed else "deny")
-                assert oracle.allowed([(*deciding[:4], "allow")], links, sets, names, *question), (
-                    "the deciding row matches"
-                )
+                alone = [(*item[:4], "allow") for item in rows[: at + 1] if item[4] == deciding[4]]
+                assert oracle.allowed(alone[-1:], links, sets, names, *question), "the deciding row matches"
+                assert not oracle.allowed(alone[:-1], links, sets, names, *question), "it is the first that does"
                 tally["owner"] += deciding[0] == "owner"
                 tally["set"] += deciding[2].startswith("set:")
             tally["cases"] += 1

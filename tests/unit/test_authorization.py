@@ -313,6 +313,19 @@ def test_only_reading_an_environment_asks_for_its_model(load: Load) -> None:
         assert policy.decide_whole(ANN, "main", f"models/a/{where}", action).allowed
 
 
+def test_of_several_rows_the_first_of_the_file_is_named(load: Load) -> None:
+    roles = "".join(f"g, user:ann, role:{name}\n" for name in "zab")
+    rows = "".join(f"p, role:{name}, {where}, models/{what}, *, allow\n" for name, where, what in ("b*x", "z*a", "a*a"))
+    rows = rows.replace("models/x", "models/*")
+    policy = load(rows + rows + roles)
+    assert policy.decide(ANN, "main", "models/a", "model:read").row == "policy.csv:1"
+    assert [row.line for row in policy.matching(ANN, "main", "models/a", "model:read")] == [1, 2, 3]
+    denied = rows.replace("allow", "deny")
+    policy = load(rows + denied + denied + roles)
+    assert policy.decide(ANN, "main", "models/a", "model:read").row == "policy.csv:4"
+    assert [row.line for row in policy.matching(ANN, "main", "models/a", "model:read")] == [4, 5, 6, 1, 2, 3]
+
+
 def test_no_row_no_right(load: Load) -> None:
     policy = load(ALLOW)
     for principal, registry, asked, action in [

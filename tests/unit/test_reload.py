@@ -159,6 +159,15 @@ def test_a_file_over_its_bound_is_not_read_further(tmp_path: Path) -> None:
     assert peak < (1 << 20)
 
 
+def test_the_collector_of_garbage_does_not_look_at_the_rows() -> None:
+    few, many = (load(rows(count).encode(), Limits()) for count in (100, 2000))
+    gc.collect()
+    tracked = [
+        sum(gc.is_tracked(part) for part in (*policy.rows, *policy.parts(lambda: None))) for policy in (few, many)
+    ]
+    assert tracked == [0, 0]
+
+
 def test_strangers_leave_nothing_in_memory() -> None:
     policy = load(rows(1000).encode(), Limits())
 
