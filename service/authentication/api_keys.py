@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import msgspec
-
-from service.authentication.key_file import GROUP, PRINCIPAL, keys_in
+from service.authentication.key_file import GROUP, PRINCIPAL, Key, keys_in
 from service.errors import BadConfiguration, Unauthenticated
 from service.files import read_text
 from service.model import Principal
@@ -20,12 +18,6 @@ KEY_PREFIX = "rgw_"
 MAX_KEY_CHARACTERS = 512
 _FREED_AT_A_TIME = 200
 _UNKNOWN = "The credential is unknown or has expired. Send a key as Authorization: Bearer, or as Basic's password."
-
-
-class _Known(msgspec.Struct, frozen=True, gc=False):
-    principal: Principal
-    begins: float | None
-    ends: float | None
 
 
 class ApiKeys:
@@ -88,21 +80,13 @@ class ApiKeys:
             message = "Send an API key: Authorization: Bearer <key>, or Basic with the key as password."
             raise Unauthenticated(message)
         found = self._keys.get(hashlib.sha256(_key_of(authorization).encode()).hexdigest())
-        if found is None or not _holds(found, self._now()):
+        if found is None or not found.holds(self._now()):
             raise Unauthenticated(_UNKNOWN)
-        self._used(found.principal.credential)
-        return found.principal
+        self._used(found.entry.id)
+        return found.entry.principal_of()
 
-    def _parse(self, text: str) -> dict[str, _Known]:
-        return {
-            key.entry.sha256: _Known(key.entry.principal_of(), key.begins, key.ends)
-            for key in keys_in(self._path, text, self._registries)
-            if not key.entry.revoked
-        }
-
-
-def _holds(key: _Known, now: float) -> bool:
-    return (key.begins is None or key.begins <= now) and (key.ends is None or now < key.ends)
+    def _parse(self, text: str) -> dict[str, Key]:
+        return {key.entry.sha256: key for key in keys_in(self._path, text, self._registries)}
 
 
 def _key_of(authorization: str) -> str:

@@ -23,8 +23,8 @@ _MAX_ID = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of the key file."""
+class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """One entry of the key file. The garbage collector passes over it: thousands of them would make it slow."""
 
     id: str
     principal: str
@@ -50,12 +50,17 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, gc=False):
     """An entry that was checked."""
 
     entry: KeyEntry
     begins: float | None
     ends: float | None
+
+    def holds(self, now: float) -> bool:
+        """Tell whether it lets somebody in at the time *now*."""
+        begun = self.begins is None or self.begins <= now
+        return begun and (self.ends is None or now < self.ends) and not self.entry.revoked
 
     def state(self, now: float) -> str:
         """Give ``active``, ``revoked``, ``expired`` or ``not yet``."""

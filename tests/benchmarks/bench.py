@@ -25,6 +25,7 @@ import aiohttp
 from service.journal import schema
 from tests.benchmarks.access import access_figures
 from tests.benchmarks.evaluations import evaluations
+from tests.benchmarks.keys import keys
 from tests.benchmarks.promotion import promotions
 from tests.benchmarks.tokens import tokens
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
@@ -254,6 +255,7 @@ def main() -> int:
     bench = Bench()
     access_figures(bench)
     tokens(bench)
+    keys(bench)
     promotions(bench)
     evaluations(bench)
     with tempfile.TemporaryDirectory() as folder:

@@ -327,6 +327,23 @@ async def test_keys_are_changed_without_a_token_lost(running, configured, tmp_pa
         assert (await call(it, newer)).status == 401
 
 
+async def test_a_repetition_under_a_key_keeps_no_token(running, configured, tmp_path):
+    async with running(**configured) as it:
+        raw = urlencode({"grant_type": GRANT}).encode()
+        headers = [
+            FORM,
+            ("authorization", f"Bearer {short()}"),
+            ("idempotency-key", "k1"),
+            ("content-length", str(len(raw))),
+        ]
+        client = Client(it.application.asgi, None)
+        first, second = [await client("POST", "/v1/tokens", raw=raw, headers=headers) for _ in range(2)]
+        assert (first.status, second.status) == (200, 200)
+        assert first.json["access_token"] != second.json["access_token"]
+        stored = b"".join(path.read_bytes() for path in tmp_path.glob("journal.db*"))
+        assert first.json["access_token"].encode() not in stored
+
+
 async def test_without_keys_it_says_which_setting_is_missing(running, configured):
     configured.pop("tokens")
     async with running(**configured) as it:

@@ -142,7 +142,10 @@ async def test_without_a_row_nothing_is_forwarded(running, key):
     async with running(transport=recording) as it:
         it.application.gateway.access.decide = lambda *_: type(
             it.application.authorizer.snapshot.decide(
-                it.application.keys._keys[next(iter(it.application.keys._keys))].principal, "no", "no", "audit:read"
+                it.application.keys._keys[next(iter(it.application.keys._keys))].entry.principal_of(),
+                "no",
+                "no",
+                "audit:read",
             )
         )(allowed=False)
         message = message_for(rpc)

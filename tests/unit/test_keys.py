@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import stat
 import threading
@@ -11,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from service import files
 from service.__main__ import main
 from service.authentication import key_edits
 from service.authentication.api_keys import ApiKeys
 from service.authentication.key_edits import edit, with_entry, with_fields
 from service.authentication.key_file import MAX_KEYS, checked
 from service.errors import BadConfiguration, Unauthenticated
+from service.files import YamlFile, yaml_items
 from service.journal import schema
 from service.journal.store import SqlJournal
 from tests.conftest import write_configuration
@@ -267,3 +273,77 @@ def test_a_file_has_a_bounded_number_of_keys(tmp_path: Path) -> None:
     text = "".join(f"- {{id: k{i}, principal: 'user:x', sha256: '{i:064x}'}}\n" for i in range(MAX_KEYS + 1))
     with pytest.raises(BadConfiguration, match=f":{MAX_KEYS + 1}: more than {MAX_KEYS} keys"):
         checked(tmp_path / "keys.yaml", text)
+
+
+ITEMS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(items=st.lists(ITEMS, max_size=6), flow=st.sampled_from([True, False, None]), plain=st.booleans())
+def test_a_list_is_read_item_by_item_as_it_is_read_whole(items: list, flow: bool | None, plain: bool) -> None:
+    text = (
+        yaml.safe_dump(items, default_flow_style=flow, allow_unicode=True) if plain else json.dumps(items, default=str)
+    )
+    path = Path("x.yaml")
+    try:
+        whole: object = YamlFile(path, text).data or []
+    except BadConfiguration:
+        whole = BadConfiguration
+    try:
+        found: object = [item.data for item in yaml_items(path, text)]
+    except BadConfiguration:
+        found = BadConfiguration
+    assert repr(found) == repr(whole)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "~\n", "null", "[]"])
+def test_nothing_is_an_empty_list(text: str) -> None:
+    assert list(yaml_items(Path("x.yaml"), text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: b", "x.yaml:1: Expected `array`"),
+        ("text", "x.yaml:1: Expected `array`"),
+        ("- a\n---\n- b\n", "x.yaml:2: not valid YAML: a second document"),
+        ("- a: 1\n  a: 2\n", "x.yaml:2: the key 'a' stands twice"),
+        ("- &a b\n- *a\n", "x.yaml:2: not valid YAML: YAML aliases are not read"),
+        ("- " + "[" * 40 + "]" * 40, "more than 32 levels"),
+        ("- [" + "1," * 3000 + "]", "or 2000 nodes in one item"),
+        ("- \x00\n", "not valid YAML"),
+        ("- a\n-b", "not valid YAML"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_with_its_line(text: str, says: str) -> None:
+    with pytest.raises(BadConfiguration) as caught:
+        list(yaml_items(Path("x.yaml"), text))
+    assert says in caught.value.detail
+
+
+def test_ten_thousand_keys_are_read_in_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps others run. Measured in the thread's own time: a busy machine makes no difference."""
+    path = tmp_path / "keys.yaml"
+
+    def write(seed: str) -> None:
+        digests = (hashlib.sha256(f"{seed}{index}".encode()).hexdigest() for index in range(10_000))
+        lines = (
+            f"- {{id: k{i}, principal: 'user:x', groups: ['group:a'], sha256: '{d}'}}\n" for i, d in enumerate(digests)
+        )
+        path.write_text("".join(lines))
+
+    write("old")
+    known, longest = ApiKeys(path), []
+    steps: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", lambda _: steps.append(time.thread_time()))
+    for seed in ("one", "two", "three"):
+        write(seed)
+        steps[:] = [time.thread_time()]
+        assert known.reload() is True
+        steps.append(time.thread_time())
+        longest.append(max(after - before for before, after in itertools.pairwise(steps)))
+    assert min(longest) < 0.005, longest
+    assert len(steps) > 2_500
