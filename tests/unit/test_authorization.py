@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import casbin
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,6 +325,23 @@ def test_of_several_rows_the_first_of_the_file_is_named(load: Load) -> None:
     policy = load(rows + denied + denied + roles)
     assert policy.decide(ANN, "main", "models/a", "model:read").row == "policy.csv:4"
     assert [row.line for row in policy.matching(ANN, "main", "models/a", "model:read")] == [4, 5, 6, 1, 2, 3]
+
+
+def test_casbins_own_matcher_and_effect_have_the_last_word(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load(ALLOW)
+    evaluated = policy._matcher._expression.eval
+    asked = []
+
+    def never(names: dict[str, str]) -> bool:
+        asked.append(evaluated(names))
+        return False
+
+    monkeypatch.setattr(policy._matcher._expression, "eval", never)
+    assert not policy.decide(ANN, "main", "models/a", "model:read").allowed
+    assert asked == [True]
+    monkeypatch.undo()
+    monkeypatch.setattr(policy._matcher._effector, "final_effect", lambda _: casbin.effect.Effector.DENY)
+    assert not policy.decide(ANN, "main", "models/a", "model:read").allowed
 
 
 def test_no_row_no_right(load: Load) -> None:
