@@ -121,7 +121,7 @@ class Front:
         own = self._own_paths(path)
         render = render_problem if own else self._render_dialect_error
         scope["state"] = {}
-        exchanges = path == EXCHANGE
+        exchanges = path.rstrip("/") == EXCHANGE  # both reach the route
         if exchanges:
             render = oauth_renderer(scope)
         scope["client"] = (self._proxies.client_of(scope), 0)

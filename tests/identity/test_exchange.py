@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from urllib.parse import urlencode
@@ -26,7 +27,7 @@ from service.errors import BadConfiguration, InvalidRequest, JournalUnavailable,
 from service.model import Principal
 from service.settings import load
 from tests.client import V1, Client
-from tests.conftest import TOKENS, write_configuration
+from tests.conftest import ROOT, TOKENS, write_configuration
 from tests.identity.samples import GITHUB
 from tests.identity.signer import AUDIENCE, ISSUER, Signer, claims, key_set, signer
 from tests.promotion.flow import register, simple
@@ -502,6 +503,27 @@ def test_nothing_to_exchange_is_said(tmp_path, configured):
     configured["authentication"] = {"api_keys": "keys.yaml"}
     with pytest.raises(BadConfiguration, match=r"no authentication\.issuers whose tokens could be exchanged"):
         load(write_configuration(tmp_path, **configured), environ={})
+
+
+async def test_another_spelling_of_the_path_is_the_same_route(running, configured):
+    async with running(**configured) as it:
+        token = short()
+        raw = urlencode({"grant_type": GRANT, "subject_token": token, "subject_token_type": TYPE + "jwt"}).encode()
+        client = Client(it.application.asgi, None)
+        for target in ("/v1/tokens", "/v1/tokens/", "/v1/tokens?"):
+            headers = [FORM, ("content-length", str(len(raw)))]
+            assert (await client("POST", target, raw=raw, headers=headers)).status == 200, target
+        other = [FORM, ("content-length", str(len(raw))), ("authorization", f"Bearer {short(sub='other')}")]
+        assert (await client("POST", "/v1/tokens/", raw=raw, headers=other)).status == 400
+
+
+def test_the_configuration_of_the_guide_loads(tmp_path):
+    text = (ROOT / "docs/identity/exchange.md").read_text()
+    document = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    pem(tmp_path / "tokens-2026.pem")
+    (tmp_path / "revoked.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    application = Application(load(write_configuration(tmp_path, **document), environ={}))
+    assert [key["kid"] for key in application.exchange.keys["keys"]] == ["2026"]
 
 
 async def test_a_job_of_github_keeps_its_claims(running, configured, tmp_path):
