@@ -121,6 +121,28 @@ async def test_a_narrowed_credential_is_explained_as_it_is(running):
         assert (told["allowed"], told["beyond_scope"]) == (True, False)
 
 
+async def test_an_owner_is_told_that_it_is_one_and_others_are_decided_as_they_are(running, tmp_path):
+    access = policy(tmp_path, READ, "p, owner, main, models/*, model:delete, allow")
+    async with running(access=access) as it:
+        client = Client(it.application.asgi, "user:scientist")
+        await client.rpc("POST", "registered-models/create", name="iris")
+        asked = {"action": "model:delete", "resource": "models/iris"}
+        told = (await client("GET", asking(**asked))).json
+        assert [(step["role"], step["where"]) for step in told["path"]] == [("owner", "journal")]
+        assert told["allowed"] is True
+        for subject, allowed in (("user:scientist", True), ("user:zoe", False)):
+            groups = ["group:data-scientists"]  # named, so that the question is not about oneself
+            told = (await client("GET", asking(subject=subject, group=groups, **asked))).json
+            assert (told["allowed"], "owner" in told["roles"]) == (allowed, allowed)
+        question = {
+            "subject": {"type": "user", "id": "scientist"},
+            "action": {"name": "model:delete"},
+            "resource": {"type": "registry", "id": "main/models/iris"},
+        }
+        told = (await client.be("user:admin")("POST", "/access/v1/evaluation", question)).json
+        assert told["decision"] is True
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "says"),
     [
