@@ -17,7 +17,7 @@ def policy(directory, *rows):
     """Write the shipped rows without the one that explains, and further ones."""
     text = (ROOT / "policies/policy.csv").read_text()
     kept = [line for line in text.splitlines() if "access:explain" not in line]
-    (directory / "policy.csv").write_text("\n".join([*kept, *rows]))
+    (directory / "policy.csv").write_text("\n".join([*kept, *rows, ""]))
     return {"model": str(ROOT / "policies/model.conf"), "rows": str(directory / "policy.csv")}
 
 
