@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Collection, Iterable, Sequence
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from service.authorization.patterns import SET
 from service.model import ACTIONS
@@ -22,6 +23,8 @@ SHAPES = {
 _SUBJECT = re.compile(r"(user|service|group|role):[^\s:][^:]*")
 _SET = re.compile(SET + r"[A-Za-z0-9._@-]+")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._@ -]|%[0-9A-F]{2})*\*?")
+_NEEDLESS = re.compile(r"%(2[0DE]|3[0-9]|4[0-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9A])")
+"""Encodings of what stands for itself: the registry's names are never asked about in this spelling."""
 _KINDS = frozenset({"models", "experiments", "locations", "audit", "access", "grants", "*"})
 _OBJECTS = frozenset(action.partition(":")[0] for action in ACTIONS)
 
@@ -79,6 +82,8 @@ def _member_problem(member: str, name: str) -> Problem | None:
         kind, _, rest = member.partition("/")
         if kind not in ("models", "experiments") or not rest or "/" in rest or not _SEGMENT.fullmatch(rest):
             return 1, f"the member {member!r} is not models/{{name}} or experiments/{{name}} (percent-encoded) or a set"
+        if problem := _spelling_problem(member, rest):
+            return 1, problem
     if not _SET.fullmatch(name):
         return 2, f"the set {name!r} is not set: and a name of A-Z a-z 0-9 . _ @ -"
     return None
@@ -154,4 +159,19 @@ def _segments_problem(resource: str, segments: Iterable[str]) -> str | None:
             if "*" in part[:-1]:
                 return f"the resource {resource!r} has a * that is not at the end of its segment"
             return f"the resource {resource!r} has an empty segment or a character to be percent-encoded"
+        if problem := _spelling_problem(resource, part):
+            return problem
+    return None
+
+
+def _spelling_problem(resource: str, part: str) -> str | None:
+    """Refuse what no name is ever written as: a row that denies it would deny nothing."""
+    if needless := _NEEDLESS.search(part):
+        return f"the resource {resource!r} encodes {unquote(needless[0])!r} as {needless[0]}; write it as it is"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(
+            unquote_to_bytes(part.removesuffix("*")), final=not part.endswith("*")
+        )
+    except UnicodeDecodeError:
+        return f"the resource {resource!r} has bytes that are not UTF-8"
     return None

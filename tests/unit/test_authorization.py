@@ -182,6 +182,12 @@ def test_an_action_is_exact_or_of_an_object_or_any(asked: str, pattern: str, cov
         ('p, user:a, main, "models/a,b", model:read, allow', 18, "percent-encoded"),
         ('p, "user:a, b", main, "models/a,b", model:read, allow', 23, "percent-encoded"),
         ("p, user:a, main, models/caf\u00e9, model:read, allow", 18, "percent-encoded"),
+        ("p, user:a, main, models/my%2Dmodel, *, deny", 18, "encodes '-' as %2D; write it as it is"),
+        ("p, user:a, main, models/a/tags/%5F*, *, deny", 18, "encodes '_' as %5F; write it as it is"),
+        ("p, user:a, main, set:s/aliases/%41, *, deny", 18, "encodes 'A' as %41; write it as it is"),
+        ("p, user:a, main, models/a%C3, *, deny", 18, "bytes that are not UTF-8"),
+        ("p, user:a, main, models/a%C3%28*, *, deny", 18, "bytes that are not UTF-8"),
+        ("g2, models/%20a, set:s", 5, "encodes ' ' as %20; write it as it is"),
         ('p, user:a, main, models/a, model:read, "allow', 40, "not valid CSV"),
         ('p, "user:a" , main, models/a, model:read, allow', 12, "not valid CSV"),
         ('p, user:a, main, "models/a"x, model:read, allow', 28, "not valid CSV"),
@@ -207,6 +213,23 @@ def test_an_action_is_exact_or_of_an_object_or_any(asked: str, pattern: str, cov
 def test_a_bad_row_is_refused_with_file_line_and_column(load: Load, row: str, column: int, says: str) -> None:
     with pytest.raises(BadConfiguration, match=rf"policy\.csv:3:{column}: .*{says}"):
         load(f"# rows\n{ALLOW}{row}\n")
+
+
+_NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda name: name == name.strip())
+
+
+@given(_NAMES, st.booleans())
+def test_every_name_can_be_written_in_one_way_and_in_no_other(tmp_path_factory, name: str, cut: bool) -> None:
+    rows = tmp_path_factory.mktemp("p") / "policy.csv"
+    written = resource("models", name)
+    where = written[: -1 if cut and written[-3] != "%" and written[-2] != "%" else None] + ("*" if cut else "")
+    rows.write_text(f'{ALLOW}p, user:ann, main, "{where}", *, deny\n')
+    assert not Snapshot(MODEL, rows, ["main"]).decide(ANN, "main", written, "model:read").allowed
+    other = "".join(f"%{byte:02X}" for byte in name.encode())
+    if other != written.partition("/")[2]:
+        rows.write_text(f"{ALLOW}p, user:ann, main, models/{other}, *, deny\n")
+        with pytest.raises(BadConfiguration, match="write it as it is"):
+            Snapshot(MODEL, rows, ["main"])
 
 
 def test_every_bad_row_is_named_at_once(load: Load) -> None:
