@@ -102,7 +102,8 @@ class Access:
             Denied: one of them is not there any more.
         """
         for right in rights:
-            decision = self.decide(operation.principal, right.registry, right.resource, right.action)
+            asks = operation.principal.whole if right.unless_forbidden else operation.principal
+            decision = self.decide(asks, right.registry, right.resource, right.action)
             if right.observed and self.modes.of(right.registry) != ENFORCE and not decision.beyond_scope:
                 continue  # the first call left a record of it
             if decision.denied_by_row or not (decision.allowed or right.unless_forbidden):
@@ -259,8 +260,8 @@ class Access:
         self, backend: Backend, needs: Iterable[Need], principal: Principal
     ) -> Iterator[tuple[Need, Decision]]:
         for need in needs:
-            if isinstance(need.resource, str):
-                decision = self.decide(principal, backend.name, need.resource, need.action)
+            if isinstance(need.resource, str):  # a narrowed credential is forbidden what its principal is
+                decision = self.decide(principal.whole, backend.name, need.resource, need.action)
                 if decision.denied_by_row:
                     yield need, decision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -79,6 +79,11 @@ class Principal:
     def persons(self) -> frozenset[str]:
         """Everyone this principal counts as where four eyes are asked."""
         return self.also | {self.subject} | ({self.acting_for} if self.acting_for else set())
+
+    @property
+    def whole(self) -> Principal:
+        """The same without a narrowed credential: what its rows forbid it, and all that it could do."""
+        return self if self.scope is None else replace(self, scope=None)
 
 
 class People:

@@ -35,6 +35,7 @@ class Renames:
     async def refuse_gain(self, backend: Backend, change: ModelRename, operation: Operation) -> None:
         """A rename cannot shed a deny or inherit a grant: what the caller may do must not grow with the new name.
 
+        That is what its principal may do, who has other credentials than the one that is narrowed.
         Where access is only observed, that holds for what our own routes ask: an approval would count otherwise.
 
         Raises:
@@ -46,8 +47,8 @@ class Renames:
             return  # the registry says so itself
         for action, *inside in _rights_on(model, self._guard.environments):
             old, new = resource("models", change.model, *inside), resource("models", change.new_name, *inside)
-            before = self._access.decide(operation.principal, backend.name, old, action)
-            after = self._access.decide(operation.principal, backend.name, new, action)
+            before = self._access.decide(operation.principal.whole, backend.name, old, action)
+            after = self._access.decide(operation.principal.whole, backend.name, new, action)
             if after.allowed and not before.allowed:
                 if not always_enforced(action) and self._access.lets_pass(operation, old, action, before):
                     continue

@@ -16,7 +16,7 @@ from service.dialects.mlflow_row import Body
 from service.dialects.mlflow_table import ROWS
 from service.embedded import DEMO_PRINCIPALS
 from tests.client import V1, Client
-from tests.conftest import TOKENS
+from tests.conftest import ROOT, TOKENS
 from tests.promotion.flow import ask, promote, register, satisfy, simple
 from tests.surface import test_judged_is_forwarded as forwarded
 
@@ -107,6 +107,41 @@ async def test_it_promotes_with_the_right_alone_and_takes_down_nothing(running, 
         ).status == 200
         refused = await narrow.rpc("DELETE", "registered-models/alias", name="iris", alias="champion")
         assert (refused.status, "leaves out main/environment:retire" in refused.json["message"]) == (403, True)
+
+
+def denying(directory, row):
+    """Write the demo policy and a row that denies the admin something."""
+    (directory / "rows.csv").write_text(
+        (ROOT / "policies/policy.csv").read_text() + f"p, user:admin, main, {row}, deny\n"
+    )
+    return {"model": str(ROOT / "policies/model.conf"), "rows": "rows.csv"}
+
+
+@pytest.mark.parametrize("scopes", [("main/environment:promote",), ("*/*",)])
+async def test_narrowing_takes_no_prohibition_away(running, tmp_path, scopes):
+    keys = narrowed(tmp_path / "n.yaml", "user:admin", *scopes)
+    rows = denying(tmp_path, "models/iris/aliases/champion, alias:set")
+    async with running(authentication=keys, environments=simple(tmp_path), access=rows) as it:
+        admin = Client(it.application.asgi)
+        version = await register(it, admin)
+        for client in (admin, admin.be("narrow")):
+            alias = {"name": "iris", "alias": "champion", "version": version}
+            refused = await client.rpc("POST", "registered-models/alias", **alias)
+            assert (refused.status, "alias:set" in refused.json["message"]) == (403, True)
+            assert (await ask(client, "promotions", version)).status == 403
+        assert "champion" not in it.memory.models["iris"]["aliases"]
+
+
+async def test_a_narrowed_rename_gains_its_principal_nothing(running, tmp_path):
+    keys = narrowed(tmp_path / "n.yaml", "user:admin", "main/model:rename")
+    async with running(authentication=keys, access=denying(tmp_path, "models/iris/tags/owner, tag:set")) as it:
+        admin = Client(it.application.asgi)
+        await admin.rpc("POST", "registered-models/create", name="iris")
+        it.memory.models["iris"]["tags"]["owner"] = "a"
+        for client in (admin, admin.be("narrow")):
+            refused = await client.rpc("POST", "registered-models/rename", name="iris", new_name="free")
+            assert (refused.status, "could after the rename" in refused.json["message"]) == (403, True)
+        assert "iris" in it.memory.models
 
 
 async def test_it_never_does_what_its_principal_may_not(running, tmp_path):
