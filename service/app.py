@@ -37,6 +37,7 @@ from service.api import health as health_routes
 from service.api import records as record_routes
 from service.api import versions as version_routes
 from service.api.exchange import Exchange
+from service.api.floods import SUM_SECONDS
 from service.api.forwarded import Proxies
 from service.api.front import Authenticate, Front
 from service.api.health import PUBLIC, Health, Metrics
@@ -271,6 +272,7 @@ class Application:
         if self.issuers is not None:
             self.issuers.start()
         watcher = asyncio.create_task(self._watch_files())
+        summing = asyncio.create_task(self._sum_refusals())
         try:
             yield
         finally:
@@ -287,10 +289,19 @@ class Application:
             await self.owners.close()
             await self.gateway.tally.close()
             await self.uses.close()
+            summing.cancel()
+            await asyncio.gather(summing, return_exceptions=True)
+            await self.asgi.flush()
             await self.trail.close()
             await self.journal.close()
             for backend in self.backends.values():
                 await backend.close()
+
+    async def _sum_refusals(self) -> None:
+        """Write the sums of refusals now and then, where no file that is followed waits for it."""
+        while True:
+            await asyncio.sleep(SUM_SECONDS)
+            await self.asgi.flush()
 
     async def _watch_files(self) -> None:
         """Follow policy, keys and revocations; a bad file is named in the log and in /readyz and changes nothing."""
@@ -300,7 +311,6 @@ class Application:
             files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            await self.asgi.flush()
             for name, follow in files:
                 try:
                     if await follow():

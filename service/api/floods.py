@@ -19,8 +19,12 @@ LIMITED_EACH_MINUTE = 1
 """So many refusals of one principal that sends too much."""
 ALL_MINUTE = 600
 """So many of all addresses together."""
+SUM_SECONDS = 60.0
+"""So often sums are written."""
 _WINDOW_SECONDS = 60.0
 _MAX_ADDRESSES = 10_000
+_MAX_SUMS = 600
+"""So many senders have a sum of their own; those of all others are one."""
 _log = structlog.get_logger()
 
 
@@ -53,7 +57,7 @@ class Floods:
             self._by_address.clear()
         seen = self._by_address.get(address, 0)
         if seen >= self._each or self._all >= ALL_MINUTE or len(self._by_address) >= _MAX_ADDRESSES:
-            known = address if address in self._over or len(self._over) < _MAX_ADDRESSES else "others"
+            known = address if address in self._over or len(self._over) < _MAX_SUMS else "others"
             self._over[known] = self._over.get(known, 0) + 1
             return False
         self._by_address[address] = seen + 1

@@ -1,4 +1,4 @@
-"""Finds the address of a client behind proxies that the operator named. It is used in events and nowhere else."""
+"""Finds the address of a client behind proxies that the operator named. It is used in events, and to count failures."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from service.api.floods import LIMITED_EACH_MINUTE, Floods, limited
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
 from service.api.idempotency import Idempotency
-from service.api.limits import Bounds, Limits
+from service.api.limits import Bounds, Limits, site_of
 from service.api.problems import render_error as render_problem
 from service.asgi import (
     ASGI,
@@ -218,7 +218,7 @@ class Front:
 
     async def _record_failure(self, scope: Scope, error: Unauthenticated | RateLimited) -> None:
         scope["state"]["recorded"] = True
-        if self.floods.admits(client_address(scope)):
+        if self.floods.admits(site_of(client_address(scope))):
             operation = _operation(scope, _NOBODY, "authentication:fail", self._trail.now())
             reason = error.reason if isinstance(error, Unauthenticated) else ""
             operation.detail = reason or error.detail

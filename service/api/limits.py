@@ -102,7 +102,7 @@ class Limits:
         Raises:
             RateLimited: *address* failed too often.
         """
-        if self._failures.take(_site(address), self._failure):
+        if self._failures.take(site_of(address), self._failure):
             raise self._refusal(address)
 
     def admit(self, subject: str) -> None:
@@ -120,7 +120,7 @@ class Limits:
             raise RateLimited(message, retry_after=math.ceil(wait))
 
     def _wait(self, address: str) -> float:
-        return self._failures.wait(_site(address), self._failure)
+        return self._failures.wait(site_of(address), self._failure)
 
     def _refusal(self, address: str) -> RateLimited:
         message = (
@@ -139,7 +139,7 @@ def _digest(authorization: str | None) -> bytes:
     return hashlib.sha256((authorization or "").encode("latin-1")).digest()
 
 
-def _site(address: str) -> str:
+def site_of(address: str) -> str:
     """Name whom an address belongs to: IPv6 gives a site 2^64 of them."""
     try:
         parsed = ipaddress.ip_address(address)
@@ -149,4 +149,4 @@ def _site(address: str) -> str:
         return address
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, _IPV6_SITE), strict=False).network_address)
+    return str(ipaddress.ip_network((parsed, _IPV6_SITE), strict=False))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api import limits as module
+from service.api.floods import EACH_MINUTE
 from service.api.limits import Bounds, Buckets, Limits, Rate
 from service.errors import BadConfiguration, RateLimited, Unauthenticated
 from tests.client import Client
@@ -113,6 +116,23 @@ async def test_only_what_fails_is_refused_beyond_the_bound(running):
         assert len(events) == 7
         metrics = (await client("GET", "/metrics")).body.decode()
         assert 'registry_gateway_rate_limited_total{by="address"} 4.0' in metrics
+
+
+async def test_a_site_fills_no_journal_and_its_sum_is_written_at_the_end(running, monkeypatch):
+    async with running() as it:
+        addresses = iter(range(1, 201))
+        monkeypatch.setattr(it.application.asgi._proxies, "client_of", lambda _: f"2001:db8::{next(addresses):x}")
+        client = Client(it.application.asgi)
+        for _ in range(200):
+            await client("GET", "/v1/registries", headers=BAD)
+        async with asyncio.timeout(10):  # the files were followed meanwhile
+            while not it.application.health.problems:
+                it.application.configuration.path("keys.yaml").write_text("nonsense")
+                await asyncio.sleep(0.05)
+        assert len(await it.events(action="authentication:fail")) == EACH_MINUTE
+    async with running() as it:
+        data = [event["data"] for event in await it.events(action="authentication:fail")][EACH_MINUTE:]
+        assert [(item["count"], item["actor"]["address"]) for item in data] == [(140, "2001:db8::/64")]
 
 
 async def test_no_signature_is_looked_at_for_an_address_over_its_bound(running):

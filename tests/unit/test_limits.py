@@ -73,9 +73,13 @@ async def test_a_flood_of_failures_is_summed_and_none_is_lost() -> None:
 
 
 async def test_many_addresses_are_bounded_together() -> None:
-    flood = floods.Floods(Sums(), lambda: 0.0)
+    trail = Sums()
+    flood = floods.Floods(trail, lambda: 0.0)
     assert sum(flood.admits(f"10.0.{index >> 8}.{index & 255}") for index in range(20_000)) == floods.ALL_MINUTE
-    assert len(flood._over) <= floods._MAX_ADDRESSES + 1
+    await flood.flush()
+    assert len(trail.documents) == floods._MAX_SUMS + 1
+    assert sum(item["count"] for item in trail.documents) == 20_000 - floods.ALL_MINUTE
+    assert trail.documents[-1]["actor"]["address"] == "others"
 
 
 @pytest.mark.parametrize("text", ["[" + "[]," * 200_000 + "[]]", "[" + "0," * 1_000_001 + "0]", "{" * 200_001])
