@@ -5,6 +5,7 @@ MLflow's own client sends the local account's name, which anybody can choose.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +23,12 @@ Message = dict[str, Any]
 
 
 def names_owner(key: object) -> bool:
-    """Tell whether a tag of this key names a user; databases that do not tell case or end spaces apart take more."""
-    return isinstance(key, str) and key.strip().lower() in _NAMES
+    """Tell whether a tag of this key names a user; some databases tell no case, accents or end spaces apart."""
+    if not isinstance(key, str):
+        return False
+    if not key.isascii():
+        key = "".join(letter for letter in unicodedata.normalize("NFKD", key) if not unicodedata.combining(letter))
+    return key.strip().casefold() in _NAMES
 
 
 def with_owner(rpc: str, message: Message, subject: str) -> Message:

@@ -20,7 +20,8 @@ from service.model import Principal
 
 DIALECT = MlflowDialect()
 CI = Principal("service:ci")
-SPELLINGS = ["mlflow.user", "MLflow.User", "mlflow.user ", " MLFLOW.USER", "mlflow.auth.username", "mlflow.auth.userId"]
+SPELLINGS = ["mlflow.user", "MLflow.User", "mlflow.user ", " MLFLOW.USER", "mlflow.auth.username", "mlflow.auth.userId",
+             "mlflow.usér", "mlflow.u\u017fer", "ｍlflow.user"]  # fmt: skip
 FIELDS = {"tags", "request_metadata", "trace_metadata", "key", "tag_key", "user_id", "trace"}
 HARMLESS = {"MlflowService.logMetric", "MlflowService.logParam"}
 
