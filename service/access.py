@@ -231,6 +231,14 @@ class Access:
         need = Need("environment:retire", resource("models", model, "environments", environment.name))
         await self.authorize(backend, (need,), operation)
 
+    def may_retire(
+        self, backend: Backend, model: str, environments: Iterable[Environment], operation: Operation
+    ) -> bool:
+        """Tell whether the caller may take down what is live in one of *environments*."""
+        asked = [resource("models", model, "environments", item.name) for item in environments]
+        decisions = (self.decide(operation.principal, backend.name, item, "environment:retire") for item in asked)
+        return any(decision.allowed for decision in decisions)
+
     async def refuse_denied_by_row(self, backend: Backend, needs: Iterable[Need], operation: Operation) -> None:
         """Refuse what a row forbids by name; that no row allows it is no matter here.
 

@@ -275,9 +275,12 @@ class Gateway:
         self, backend: Backend, call: Call, environment: Environment | None, operation: Operation
     ) -> None:
         """Decide what a call needs that is answered by an equal one."""
-        if environment is None and isinstance(call.change, AliasDelete | StageSet):  # retiring may have been enough
-            await self.access.refuse_denied_by_row(backend, call.needs, operation)
-        elif environment is None:
+        if environment is not None:
+            return  # it was decided before it came here
+        retired = self._guard.could_retire(backend.name, call.change)
+        if retired and self.access.may_retire(backend, getattr(call.change, "model", ""), retired, operation):
+            await self.access.refuse_denied_by_row(backend, call.needs, operation)  # retiring was enough
+        else:
             await self.access.authorize(backend, call.needs, operation)
 
     async def _done_before(

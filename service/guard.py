@@ -121,6 +121,16 @@ class Guard:
             for item in self._any(registry, change.model, version.aliases, (version.stage,))
         ]
 
+    def could_retire(self, registry: str, change: Change | None) -> list[Environment]:
+        """List the environments of which *change* took a mark away, or may have: what was marked then is not known."""
+        if isinstance(change, AliasDelete):
+            found = self._marked(registry, change.model, "alias", change.alias)
+            return [found] if found is not None and found.enforced else []
+        if not isinstance(change, StageSet):
+            return []
+        known = self.environments.of(registry, change.model)
+        return [item for item in known if item.enforced and any(mark.kind == "stage" for mark in item.marks)]
+
     async def check_uncovered(self, backend: Backend, change: Change | None, retired: Iterable[Retired]) -> None:
         """Refuse to take the newest version out of a guarded stage where older ones are: one would be live unjudged.
 

@@ -166,7 +166,8 @@ def _fingerprint(scope: Scope, principal: Principal, body: bytes) -> str:
     """Name what is asked for, and with which rights: another credential of the same principal may have fewer."""
     named = [_hash(*(value for found, value in scope["headers"] if found.lower() == name)) for name in _OF_MEANING]
     rights = _hash(principal.issuer, principal.acting_for or "", *sorted(principal.groups))
-    return _hash(scope["raw_path"], scope.get("query_string", b""), body, *named, rights)
+    narrowed = "" if principal.scope is None else _hash(*sorted(principal.scope))
+    return _hash(scope["raw_path"], scope.get("query_string", b""), body, *named, rights, narrowed)
 
 
 def _again(body: bytes, rest: Receive) -> Receive:

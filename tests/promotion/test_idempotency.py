@@ -157,6 +157,31 @@ async def test_an_answer_that_was_lost_is_found_by_its_operation(running, monkey
         assert other.status == 422
 
 
+@pytest.mark.parametrize(
+    ("scopes", "status"),
+    [(["main/model:read"], 403), (["main/environment:promote"], 403), (["main/stage:set"], 200)],
+)
+async def test_what_was_lost_is_told_to_a_narrowed_key_that_may_do_it(running, tmp_path, monkeypatch, scopes, status):
+    monkeypatch.setitem(TOKENS, "weak", f"rgw_test-weak-{'y' * 24}")
+    async with running(environments=simple(tmp_path)) as it:
+        file = tmp_path / "keys.yaml"
+        weak = {**entry_for(TOKENS["weak"], "user:admin", ("group:platform",)), "id": "weak", "scopes": scopes}
+        file.write_text(yaml.safe_dump([*yaml.safe_load(file.read_text()), weak]))
+        it.application.keys.reload()
+        client = Client(it.application.asgi)
+        version = await register(it, client)
+
+        async def lose(*_: object) -> None:
+            """Keep nothing."""
+
+        monkeypatch.setattr(type(it.application.asgi._idempotency), "_keep", lose)
+        move = {"name": "iris", "version": version, "stage": "Staging"}
+        target = "/api/2.0/mlflow/model-versions/transition-stage"
+        assert (await client("POST", target, move, headers=KEY)).status == 200
+        again = await client.be("weak")("POST", target, move, headers=KEY)
+        assert (again.status, "model_version" in again.json) == (status, status == 200)
+
+
 @pytest.mark.parametrize("more", [("if-match", '"wrong"'), ("accept", "application/xml")])
 async def test_another_if_match_or_accept_is_another_request(running, tmp_path, more):
     async with running(environments=simple(tmp_path)) as it:
@@ -177,11 +202,16 @@ async def test_a_stale_if_match_does_not_stick(running, tmp_path):
         assert "idempotent-replayed" not in corrected.headers
 
 
-async def test_a_weaker_credential_of_the_same_principal_is_told_nothing(running, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("groups", "fields"), [((), {}), (("group:ci",), {"scopes": ["main/environment:promote", "main/version:read"]})]
+)
+async def test_a_weaker_credential_of_the_same_principal_is_told_nothing(
+    running, tmp_path, monkeypatch, groups, fields
+):
     monkeypatch.setitem(TOKENS, "weak", f"rgw_test-weak-{'y' * 24}")
     async with running(environments=simple(tmp_path)) as it:
         file = tmp_path / "keys.yaml"
-        weak = {**entry_for(TOKENS["weak"], "service:ci", ()), "id": "weak", "expires": "2090-01-01"}
+        weak = {**entry_for(TOKENS["weak"], "service:ci", groups), "id": "weak", **fields}
         file.write_text(yaml.safe_dump([*yaml.safe_load(file.read_text()), weak]))
         it.application.keys.reload()
         client = Client(it.application.asgi)
