@@ -182,6 +182,8 @@ def _rotate(options: argparse.Namespace) -> int:
         )
         if old.entry.scopes:
             entry["scopes"] = list(old.entry.scopes)
+        if old.begins is not None and now < old.begins:  # it is valid no sooner than the old one
+            entry["not_before"] = _written(old.begins)
         if options.expires is not None:
             entry["expires"] = _written(_when(options.expires, now, "--expires"))
         elif old.ends is not None:

@@ -51,13 +51,14 @@ class Uses:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.flush()
+        while self._unwritten and await self.flush():
+            pass
 
-    async def flush(self) -> None:
-        """Write what is new; what cannot be written now stays."""
+    async def flush(self) -> bool:
+        """Write some of what is new; what cannot be written now stays, and False is returned."""
         taken = dict(itertools.islice(self._unwritten.items(), _AT_ONCE))
         if not taken:
-            return
+            return True
         for credential in taken:
             del self._unwritten[credential]
         try:
@@ -65,6 +66,8 @@ class Uses:
         except GatewayError as error:
             self._unwritten = taken | self._unwritten
             _log.warning("when keys were last used waits for the journal", problem=error.detail)
+            return False
+        return True
 
     async def _run(self) -> None:
         while True:

@@ -170,6 +170,12 @@ def test_a_key_is_made_narrowed_rotated_and_revoked(tmp_path: Path, capsys: pyte
     old, new = (item.entry for item in checked(path, path.read_text()))
     assert (old.principal, old.groups, old.scopes) == (new.principal, new.groups, new.scopes)
 
+    later = ["--not-before", "30d", "--id", "soon", "--file", str(path)]
+    assert main(["key", "new", "service:ci", *later]) == 0
+    assert main(["key", "rotate", "soon", "--file", str(path), "--overlap", "40d", "--new-id", "sooner"]) == 0
+    third = said(capsys)[-1]
+    assert [who(path, third, time.time() + days * 86_400) for days in (0, 31)] == [None, "sooner"]
+
     assert main(["key", "revoke", "ci-2", "--file", str(path)]) == 0
     assert who(path, second) is None
     assert who(path, first) == "ci-1"
@@ -267,6 +273,13 @@ async def test_a_use_is_written_once_an_hour_and_waits_for_the_journal(tmp_path:
     for _ in range(3):
         await uses.flush()
     assert [len(item) for item in journal.written[2:]] == [200, 200, 50]
+    for index in range(450, 900):
+        uses.note(f"k{index}")
+    await uses.close()
+    assert [len(item) for item in journal.written[5:]] == [200, 200, 50]
+    journal.down = True
+    uses.note("late")
+    await uses.close()
 
 
 def test_a_file_has_a_bounded_number_of_keys(tmp_path: Path) -> None:
