@@ -214,8 +214,8 @@ def _require_problem(one: Issuer) -> str | None:
     for name, wanted in one.require.items():
         if not name or wanted in ((), ""):
             return f"{name!r} needs a value, or a list of them"
-    narrow = one.defaults.narrow
-    if one.issuer == one.defaults.narrow_issuer and not any(name in one.require for name in narrow):
+    narrow = next((preset.narrow for preset in PRESETS.values() if preset.narrow_issuer == one.issuer), ())
+    if narrow and not any(name in one.require for name in narrow):
         return (
             f"everybody can get a token of {one.issuer}; say whose count: one of {', '.join(narrow)}"
             f", such as require: {{{narrow[1]}: '1234567'}}"

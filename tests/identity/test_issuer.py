@@ -69,6 +69,8 @@ def settings_of(tmp_path, *issuers, **more):
         ([{"preset": "github", "issuer": PRESETS["github"].issuer, "audience": "a", "require": {"repository": "a/b"}}],
          "repository_owner_id: '1234567'"),
         ([{"preset": "gitlab", "issuer": "https://gitlab.com", "audience": "a"}], "everybody can get a token"),
+        ([{**GENERIC, "issuer": PRESETS["github"].issuer}], "everybody can get a token"),
+        ([{**GENERIC, "issuer": "https://gitlab.com"}], "namespace_id: '1234567'"),
         ([{"preset": "gitlab", "issuer": "https://gitlab.corp", "audience": "a"}], "name jwks_url or jwks_file"),
     ],
 )  # fmt: skip
