@@ -81,6 +81,21 @@ class PolicyExplainer:
         """Say why nobody can ever ask this; nothing for a question that can be asked."""
         return question_problem(subjects, registry, resource, action, self._registries)
 
+    def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
+        """Say what is decided, without any row. Takes microseconds."""
+        found = self._authorizer.decide(principal, registry, resource, action)
+        groups = tuple(sorted(principal.groups))
+        return Explanation(
+            principal.subject,
+            groups,
+            registry,
+            resource,
+            action,
+            found.allowed,
+            found.revision,
+            beyond_scope=found.beyond_scope,
+        )
+
     def explain(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
         """Explain a decision; of what the credential is narrowed from no row is named."""
         snapshot = self._authorizer.snapshot

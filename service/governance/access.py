@@ -23,6 +23,9 @@ class Explainer(Protocol):
     def problem(self, subjects: Iterable[str], registry: str, resource: str, action: str) -> str:
         """Say why nobody can ever ask this; nothing for a question that can be asked."""
 
+    def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
+        """Decide, without any row."""
+
     def explain(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
         """Decide and explain. Slow: not for the event loop."""
 
@@ -59,10 +62,11 @@ class AccessDesk:
         if not own:
             await self._read(caller, registry, "explainAccess")
         self._check(() if own else (principal.subject, *groups), registry, resource, action)
+        reads = not own or self._may(caller, registry, "access:read")
+        if not reads and not self._may(caller, registry, "access:explain"):  # who may see no rows has none read
+            return self.explainer.decide(principal, registry, resource, action).bare(_NO_ROWS)
         found = await asyncio.to_thread(self.explainer.explain, principal, registry, resource, action)
-        if not own or self._may(caller, registry, "access:read"):
-            return found
-        return found.own(_NO_OTHERS) if self._may(caller, registry, "access:explain") else found.bare(_NO_ROWS)
+        return found if reads else found.own(_NO_OTHERS)
 
     async def who_can(self, caller: Caller, registry: str, resource: str, action: str) -> WhoCan:
         """List which subjects of the policy may, and which a row denies; needs ``access:read``.
