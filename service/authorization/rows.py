@@ -98,7 +98,7 @@ class Problems:
 def parse_rows(
     path: Path, raw: bytes, registries: Collection[str], limits: Limits, pace: Callable[[], None] = lambda: None
 ) -> Rows:
-    """Parse the content *raw* of *path*; call *pace* after each line.
+    """Parse the content *raw* of *path*; call *pace* at each line.
 
     Raises:
         BadConfiguration: every problem of the file; too many rows are refused before the rest is read.
@@ -110,8 +110,7 @@ def parse_rows(
         problem = "the last line does not end: the file may have been cut; end it with a newline"
         problems.add(raw.count(b"\n") + 1, len(last.decode(errors="replace")) + 1, problem)
     same: dict[str, str] = {}
-    for count, (number, line) in enumerate(_lines(raw, problems), 1):
-        pace()
+    for count, (number, line) in enumerate(_lines(raw, problems, pace), 1):
         if count > limits.max_rows:
             problem = f"more than {limits.max_rows} rows; access.max_rows allows more"
             raise BadConfiguration(f"{path}:{number}:1: {problem}")
@@ -133,9 +132,10 @@ def parse_rows(
     return rows
 
 
-def _lines(raw: bytes, problems: Problems) -> Iterator[tuple[int, str]]:
+def _lines(raw: bytes, problems: Problems, pace: Callable[[], None]) -> Iterator[tuple[int, str]]:
     """Give the lines that hold a row, each with its number."""
     for number, line in enumerate(io.BytesIO(raw), 1):
+        pace()
         try:
             text = line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:

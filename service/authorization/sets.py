@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.authorization.patterns import SET, set_of
-from service.authorization.roles import MAX_DEPTH, TooDeepError, closure
+from service.authorization.roles import MembershipError, closure
 from service.authorization.rows import Problems, Rows
 
 _Sets = dict[str, frozenset[str]]
@@ -20,19 +20,21 @@ def resolve_sets(path: Path, rows: Rows, pace: Callable[[], None]) -> tuple[_Set
     """
     problems = Problems(path)
     try:
-        reached = closure(rows.members)
-    except TooDeepError as error:
-        problems.add(error.line, 1, f"{error.member!r} has sets nested deeper than {MAX_DEPTH}")
+        reached = closure(rows.members, "sets", pace)
+    except MembershipError as error:
+        problems.add(error.line, 1, error.problem)
         problems.refuse()
         raise
     sets: _Sets = {}
     members: dict[str, set[str]] = {}
     for member, found in reached.items():
+        pace()
         if not member.startswith(SET):
             sets[member] = found - {member}
             for name in sets[member]:
                 members.setdefault(name, set()).add(member)
     for member, name, line in rows.members:
+        pace()
         if member.startswith(SET):
             if member == name or member in reached.get(name, ()):
                 problems.add(line, 1, f"a circle of sets: {member} is in {name}, which is in {member}")
@@ -44,4 +46,8 @@ def resolve_sets(path: Path, rows: Rows, pace: Callable[[], None]) -> tuple[_Set
         if name != SET and name not in members:
             problems.add(row.line, 1, f"no model or experiment is in {name}; a g2 row says what is")
     problems.refuse()
-    return sets, {name: frozenset(found) for name, found in members.items()}
+    frozen: _Sets = {}
+    for name, inside in members.items():
+        pace()
+        frozen[name] = frozenset(inside)
+    return sets, frozen

@@ -16,7 +16,7 @@ from service.authorization.checking import OWNER
 from service.authorization.index import Index
 from service.authorization.matcher import Matcher, Subject
 from service.authorization.patterns import action_match, decoded, member_of, set_of
-from service.authorization.roles import MAX_DEPTH, Link, TooDeepError, closure
+from service.authorization.roles import Link, MembershipError, closure
 from service.authorization.rows import Limits, Row, parse_rows
 from service.authorization.sets import resolve_sets
 from service.errors import BadConfiguration
@@ -82,7 +82,7 @@ class Snapshot:
         self.rows = tuple(parsed.permissions)
         self.links = tuple(parsed.links)
         self.members = tuple(parsed.members)
-        self._roles = _closure(rows, parsed.links)
+        self._roles = _closure(rows, parsed.links, pace)
         self._sets, self.members_of = resolve_sets(rows, parsed, pace)
         self._matcher = Matcher(model, content.model.decode(errors="replace"), self._sets)
         if self.members and not self._matcher.knows_sets:
@@ -194,7 +194,8 @@ class Snapshot:
     def parts(self, pace: Callable[[], None]) -> list[object]:
         """List what this snapshot is made of, so that who replaces it can let go of it in small steps."""
         parts: list[object] = []
-        for several in (self.rows, self._denying.parts(), self._allowing.parts()):
+        memberships = (self.links, self.members, self._roles.values(), self._sets.values(), self.members_of.values())
+        for several in (self.rows, *memberships, self._denying.parts(), self._allowing.parts()):
             for part in several:
                 parts.append(part)
                 pace()
@@ -205,9 +206,9 @@ class Snapshot:
         return self._roles.get(role, frozenset({role}))
 
 
-def _closure(path: Path, links: Iterable[Link]) -> dict[str, frozenset[str]]:
+def _closure(path: Path, links: Iterable[Link], pace: Callable[[], None]) -> dict[str, frozenset[str]]:
     try:
-        return closure(links)
-    except TooDeepError as error:
-        message = f"{path}:{error.line}:1: {error.member!r} has roles nested deeper than {MAX_DEPTH}"
+        return closure(links, "roles", pace)
+    except MembershipError as error:
+        message = f"{path}:{error.line}:1: {error.problem}"
         raise BadConfiguration(message) from None
