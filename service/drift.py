@@ -17,13 +17,13 @@ from service.gateway import Gateway
 from service.guard import live_version
 from service.judging import good_version
 from service.marking import Marking, made_live, missing_marks, take_marks, write_marks
-from service.model import Call, Need, Principal, Record, resource
+from service.model import ITSELF, Call, Need, Principal, Record, resource
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment
 from service.promotion.history import DRIFT, before_drift, open_period
 from service.records import LivePeriod, ModelVersion, RegisteredModel
 
-SELF = Principal("service:registry-gateway", issuer="registry-gateway")
+SELF = Principal(ITSELF, issuer="registry-gateway")
 _Key = tuple[str, str, str]
 _log = structlog.get_logger()
 

@@ -56,6 +56,14 @@ class Record(Enum):
     NONE = "none"
 
 
+NOBODY = "user:unauthenticated"
+"""What events say of a request whose sender is not known."""
+ITSELF = "service:registry-gateway"
+"""What events say of what the gateway finds by itself."""
+RESERVED = frozenset({NOBODY, ITSELF})
+"""No credential is of these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls. ``subject`` starts with ``user:`` or ``service:``; each group with ``group:``."""

@@ -12,6 +12,7 @@ import structlog
 
 from service.audit import Event, Trail
 from service.errors import GatewayError
+from service.model import NOBODY
 
 EACH_MINUTE = 60
 """So many failures of one address a minute are one event each."""
@@ -83,7 +84,7 @@ class Floods:
 def failures(address: str, count: int) -> Mapping[str, Any]:
     """Sum failed authentications of an address."""
     detail = f"{count} more failed authentications from this address, summed."
-    return _document("denied", "authentication:fail", "user:unauthenticated", address, count, detail)
+    return _document("denied", "authentication:fail", NOBODY, address, count, detail)
 
 
 def limited(subject: str, count: int) -> Mapping[str, Any]:

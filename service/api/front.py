@@ -40,7 +40,7 @@ from service.asgi import (
 )
 from service.audit import Operation, Trail
 from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, RateLimited, Unauthenticated
-from service.model import Call, Principal
+from service.model import NOBODY, Call, Principal
 from service.strict import has_control, parse_json
 
 _MAX_HEADER_BYTES = 64 << 10
@@ -55,7 +55,7 @@ _METHOD_FIELD = re.compile(rb"(?:^|&)(?:_|%5[Ff])method=", re.IGNORECASE)
 _HOST = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _AUTHZEN = b"/access/"
 _VISIBLE = re.compile(rb"[\x20-\x7e]{1,1000}")
-_NOBODY = Principal("user:unauthenticated")
+_NOBODY = Principal(NOBODY)
 Authenticate = Callable[[str | None], Awaitable[Principal]]
 """The Authorization header -> who sent it. Raises `Unauthenticated` for no, `IdentityUnavailable` for cannot tell."""
 _log = structlog.get_logger()

@@ -15,7 +15,7 @@ from service.authentication.revoked import Revoked
 from service.authentication.templates import ClaimError, claim
 from service.authentication.tokens import Token, TokenRules, Verifier, audiences, parse, refused, shown
 from service.errors import Unauthenticated
-from service.model import Principal
+from service.model import RESERVED, Principal
 
 _MAX_VALUE_CHARACTERS = 1000
 _MAX_VALUES = 100
@@ -60,8 +60,11 @@ class Mapped:
             if _value(claims, name) is not None:
                 raise Unauthenticated(_OVERAGE.format(name=name), reason=f"groups are left out of the token ({name})")
         try:
+            subject = self._principal.fill(claims)
+            if subject in RESERVED:
+                raise refused(f"{subject!r} is the gateway's own word in events")
             return Principal(
-                self._principal.fill(claims),
+                subject,
                 frozenset().union(*(template.fill_each(claims) for template in self._groups)),
                 self._acting_for.fill(claims) if self._acting_for else None,
                 issuer=token.issuer,

@@ -86,8 +86,8 @@ def _with_field(text: str, identifier: str, name: str, value: str) -> str:
         if pairs["id"][1].value != identifier:
             continue
         if name in pairs:
-            node = pairs[name][1]
-            return text[: _mark(node.start_mark)] + value + text[_mark(node.end_mark) :]
+            begin, end = (_mark(mark) for mark in (pairs[name][1].start_mark, pairs[name][1].end_mark))
+            return text[:begin] + (value if end > begin else f" {value}") + text[end:]  # "expires:" says nothing
         first, second = item.value[0][0], item.value[1][0]
         if item.flow_style:
             at = _mark(first.start_mark)

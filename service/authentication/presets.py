@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "entra": Preset(
         principal="user:entra-{tid}/{oid}",
-        groups=("group:entra-{tid}/{groups}", "group:entra-{tid}/role/{roles}"),
+        groups=("group:entra-{tid}/group/{groups}", "group:entra-{tid}/role/{roles}"),
         claims=("tid", "oid", "appid", "azp", "idtyp", "roles", "scp"),
         refuse=("/_claim_names/groups", "/_claim_names/roles", "hasgroups"),
     ),

@@ -14,7 +14,7 @@ from service.effects import Reviewed
 from service.errors import NotFound
 from service.gather import Question, judge
 from service.governance.desk import Desk
-from service.model import Caller, Principal, resource
+from service.model import ITSELF, Caller, Principal, resource
 from service.promotion.facts import Facts, version_document
 from service.promotion.gate import Environment
 from service.records import ModelVersion
@@ -75,7 +75,7 @@ class ReviewDesk:
         kept = await self._desk.journal.document("review", digest)
         if kept is None:
             return False
-        nobody = Question(Principal("service:registry-gateway"))
+        nobody = Question(Principal(ITSELF))
         present = _seen(backend.name, environment, await self._facts(backend, environment, version, nobody))
         shown = {name: kept.document.get(name) for name in present}
         return canonical_json(shown) == canonical_json(present)

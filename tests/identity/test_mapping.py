@@ -73,8 +73,10 @@ def mapped(keys):
         ("kubernetes", {}, "service:kubernetes/my-namespace/my-serviceaccount",
          {"group:kubernetes/my-namespace"}, None),
         ("entra", {}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
-         {f"group:entra-{TENANT}/22223333-cccc-4444-dddd-5555eeee6666", f"group:entra-{TENANT}/role/Promoter",
+         {f"group:entra-{TENANT}/group/22223333-cccc-4444-dddd-5555eeee6666", f"group:entra-{TENANT}/role/Promoter",
           f"group:entra-{TENANT}/role/Reader"}, None),
+        ("entra", {"groups": "role/Owner", "roles": None}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
+         {f"group:entra-{TENANT}/group/role/Owner"}, None),  # a group's name may be of those who make it
         ("entra", {"groups": None, "roles": None}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
          set(), None),
         ("entra", {"groups": [], "roles": []}, f"user:entra-{TENANT}/0000aaaa-11bb-cccc-dd22-eeeeee333333",
@@ -125,6 +127,17 @@ def test_claims_that_make_no_name(mapped, preset, changes, says):
         mapped(preset, issuer=claims["iss"], require=require).principal(token(claims))
     assert says in caught.value.reason
     assert caught.value.detail == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("template", "sub"), [("user:{sub}", "unauthenticated"), ("service:registry-{sub}", "gateway")]
+)
+def test_nobody_is_named_like_the_gateway_or_like_nobody(mapped, template, sub):
+    found = mapped("generic", principal=template)
+    assert found.principal(token({"sub": "ann"})).subject.endswith("ann")
+    with pytest.raises(Unauthenticated) as caught:
+        found.principal(token({"sub": sub}))
+    assert "the gateway's own word" in caught.value.reason
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,12 @@ def test_an_entry_is_added_at_the_end(text: str) -> None:
             assert line.partition("#")[2] in changed
 
 
+def test_a_field_that_says_nothing_is_filled() -> None:
+    text = BLOCK.replace("  principal: user:ann\n", "  principal: user:ann\n  expires:\n")
+    assert text != BLOCK
+    assert entries(with_fields(text, "ann", expires="2030-01-01"))["ann"]["expires"] == "2030-01-01"
+
+
 def test_a_key_that_is_not_there_is_said() -> None:
     with pytest.raises(BadConfiguration, match="no key has the id 'bob'"):
         with_fields(BLOCK, "bob", revoked=True)
@@ -194,6 +200,7 @@ def test_a_key_is_made_narrowed_rotated_and_revoked(tmp_path: Path, capsys: pyte
         (["--not-before", "0d"], "--not-before: '0d'"),
         (["--id", "a\u200bb"], "no control or format characters"),
         (["--group", "leads"], "'leads' is not group:"),
+        (["--id", "x"], "is the gateway's own word"),
     ],
 )
 def test_a_key_that_no_gateway_would_take_is_not_made(
@@ -202,7 +209,8 @@ def test_a_key_that_no_gateway_would_take_is_not_made(
     config = write_configuration(tmp_path)
     before = (tmp_path / "keys.yaml").read_text()
     arguments = ["--config", str(config), "--file", str(tmp_path / "keys.yaml"), *options]
-    assert main(["key", "new", "user:x", *arguments]) == 2
+    principal = "service:registry-gateway" if options == ["--id", "x"] else "user:x"
+    assert main(["key", "new", principal, *arguments]) == 2
     assert says in capsys.readouterr().err
     assert (tmp_path / "keys.yaml").read_text() == before
 
