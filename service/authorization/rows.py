@@ -56,6 +56,8 @@ class Rows:
     """Who is a member of which role."""
     members: list[Link] = field(default_factory=list)
     """What is a member of which set."""
+    lacks_members: bool = False
+    """Whether a row that says so was bad."""
 
 
 class Problems:
@@ -64,7 +66,7 @@ class Problems:
     def __init__(self, path: Path) -> None:
         """Begin with nothing wrong in *path*."""
         self._path = path
-        self._said: list[str] = []
+        self._said: list[tuple[int, int, str]] = []
         self._count = 0
 
     def __bool__(self) -> bool:
@@ -80,7 +82,7 @@ class Problems:
         """Note that *problem* stands at *line* and *column*, both from 1."""
         self._count += 1
         if self._count <= _MAX_PROBLEMS:  # all at once, and yet short enough to read
-            self._said.append(f"{self._path}:{line}:{column}: {problem}")
+            self._said.append((line, column, problem))
 
     def refuse(self) -> None:
         """Refuse the file if anything was noted.
@@ -88,23 +90,27 @@ class Problems:
         Raises:
             BadConfiguration: all that was noted.
         """
+        lines = [f"{self._path}:{line}:{column}: {problem}" for line, column, problem in sorted(self._said)]
         if self._count > _MAX_PROBLEMS:
-            self._said.append(f"{self._path}: and {self._count - _MAX_PROBLEMS} more problems")
-            self._count = 0
-        if self._said:
-            raise BadConfiguration("\n".join(self._said))
+            lines.append(f"{self._path}: and {self._count - _MAX_PROBLEMS} more problems")
+        if lines:
+            raise BadConfiguration("\n".join(lines))
 
 
 def parse_rows(
-    path: Path, raw: bytes, registries: Collection[str], limits: Limits, pace: Callable[[], None] = lambda: None
+    path: Path,
+    raw: bytes,
+    registries: Collection[str],
+    limits: Limits,
+    problems: Problems,
+    pace: Callable[[], None] = lambda: None,
 ) -> Rows:
-    """Parse the content *raw* of *path*; call *pace* at each line.
+    """Parse the content *raw* of *path*, and note every problem in *problems*; call *pace* at each line.
 
     Raises:
-        BadConfiguration: every problem of the file; too many rows are refused before the rest is read.
+        BadConfiguration: there are too many rows. The rest is not read.
     """
     rows = Rows()
-    problems = Problems(path)
     if raw and not raw.endswith(b"\n"):
         last = raw.rpartition(b"\n")[2]
         problem = "the last line does not end: the file may have been cut; end it with a newline"
@@ -120,6 +126,7 @@ def parse_rows(
         found = row_problem(cells, registries)
         if found is not None:
             problems.add(number, 1 if problems.are_many else _column(line, found[0]), found[1])
+            rows.lacks_members = rows.lacks_members or cells[0] == "g2"
         elif cells[0] == "p":
             subject, registry, resource, action, effect = (same.setdefault(cell, cell) for cell in cells[1:])
             rows.permissions.append(Row(subject, registry, resource, action, effect, path.name, number))
@@ -128,7 +135,6 @@ def parse_rows(
             target.append((same.setdefault(cells[1], cells[1]), same.setdefault(cells[2], cells[2]), number))
     if not rows.permissions and not problems:
         problems.add(1, 1, "an empty policy allows nobody anything; write at least one row")
-    problems.refuse()
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from service.authorization.patterns import SET, set_of
 from service.authorization.roles import MembershipError, closure
@@ -12,19 +11,16 @@ from service.authorization.rows import Problems, Rows
 _Sets = dict[str, frozenset[str]]
 
 
-def resolve_sets(path: Path, rows: Rows, pace: Callable[[], None]) -> tuple[_Sets, _Sets]:
+def resolve_sets(rows: Rows, problems: Problems, pace: Callable[[], None]) -> tuple[_Sets, _Sets]:
     """Return the sets of each model or experiment that is a member of one, and the members of each set.
 
-    Raises:
-        BadConfiguration: a set has no members, is a member of itself, or is nested too deep; each with its row.
+    In *problems* it notes each set that has no members, is a member of itself, or is nested too deep, with its row.
     """
-    problems = Problems(path)
     try:
         reached = closure(rows.members, "sets", pace)
     except MembershipError as error:
         problems.add(error.line, 1, error.problem)
-        problems.refuse()
-        raise
+        return {}, {}
     sets: _Sets = {}
     members: dict[str, set[str]] = {}
     for member, found in reached.items():
@@ -38,14 +34,13 @@ def resolve_sets(path: Path, rows: Rows, pace: Callable[[], None]) -> tuple[_Set
         if member.startswith(SET):
             if member == name or member in reached.get(name, ()):
                 problems.add(line, 1, f"a circle of sets: {member} is in {name}, which is in {member}")
-            elif member not in members:
+            elif member not in members and not rows.lacks_members:
                 problems.add(line, 1, f"no model or experiment is in {member}; add one, or leave the row out")
     for row in rows.permissions:
         pace()
         name = set_of(row.resource)
-        if name != SET and name not in members:
+        if name != SET and name not in members and not rows.lacks_members:
             problems.add(row.line, 1, f"no model or experiment is in {name}; a g2 row says what is")
-    problems.refuse()
     frozen: _Sets = {}
     for name, inside in members.items():
         pace()

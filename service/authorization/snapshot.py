@@ -17,7 +17,7 @@ from service.authorization.index import Index
 from service.authorization.matcher import Matcher, Subject
 from service.authorization.patterns import action_match, decoded, member_of, set_of
 from service.authorization.roles import Link, MembershipError, closure
-from service.authorization.rows import Limits, Row, parse_rows
+from service.authorization.rows import Limits, Problems, Row, parse_rows
 from service.authorization.sets import resolve_sets
 from service.errors import BadConfiguration
 from service.files import read_bytes
@@ -78,12 +78,14 @@ class Snapshot:
         limits = limits or Limits()
         content = content or Content.read(model, rows, limits)
         self.revision, self.file = content.revision, rows.name
-        parsed = parse_rows(rows, content.rows, frozenset(registries), limits, pace)
+        problems = Problems(rows)
+        parsed = parse_rows(rows, content.rows, frozenset(registries), limits, problems, pace)
         self.rows = tuple(parsed.permissions)
         self.links = tuple(parsed.links)
         self.members = tuple(parsed.members)
-        self._roles = _closure(rows, parsed.links, pace)
-        self._sets, self.members_of = resolve_sets(rows, parsed, pace)
+        self._roles = _closure(parsed.links, problems, pace)
+        self._sets, self.members_of = resolve_sets(parsed, problems, pace)
+        problems.refuse()
         self._matcher = Matcher(model, content.model.decode(errors="replace"), self._sets)
         if self.members and not self._matcher.knows_sets:
             message = f"{model}:1: this model.conf knows no sets (g2 rows); put the one that is shipped in its place"
@@ -206,9 +208,9 @@ class Snapshot:
         return self._roles.get(role, frozenset({role}))
 
 
-def _closure(path: Path, links: Iterable[Link], pace: Callable[[], None]) -> dict[str, frozenset[str]]:
+def _closure(links: Iterable[Link], problems: Problems, pace: Callable[[], None]) -> dict[str, frozenset[str]]:
     try:
         return closure(links, "roles", pace)
     except MembershipError as error:
-        message = f"{path}:{error.line}:1: {error.problem}"
-        raise BadConfiguration(message) from None
+        problems.add(error.line, 1, error.problem)
+        return {}

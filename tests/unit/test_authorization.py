@@ -238,6 +238,17 @@ def test_every_bad_row_is_named_at_once(load: Load) -> None:
     assert [line.split("policy.csv:")[1][:2] for line in caught.value.detail.splitlines()] == ["1:", "4:"]
 
 
+def test_what_only_several_rows_show_is_named_with_the_rest(load: Load) -> None:
+    rows = ["p, user:ann, main, set:riks, *, deny", "g2, set:a, set:a", "p, ann", *chain(10).splitlines()]
+    with pytest.raises(BadConfiguration) as caught:
+        load("\n".join(rows) + "\n")
+    said = [line.partition("policy.csv:")[2] for line in caught.value.detail.splitlines()]
+    assert [line[:4] for line in said] == ["1:1:", "2:1:", "3:7:", "4:1:"]
+    with pytest.raises(BadConfiguration) as caught:  # where a row of a set is bad, that the set is empty is no news
+        load("p, user:ann, main, set:risk, *, deny\ng2, models/a*, set:risk\n")
+    assert len(caught.value.detail.splitlines()) == 1
+
+
 def test_a_hundred_problems_are_named_and_the_rest_is_counted(load: Load) -> None:
     with pytest.raises(BadConfiguration) as caught:
         load("x\n" * 1000)
