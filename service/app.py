@@ -304,25 +304,33 @@ class Application:
             await self.asgi.flush()
 
     async def _watch_files(self) -> None:
-        """Follow policy, keys and revocations; a bad file is named in the log and in /readyz and changes nothing."""
+        """Follow files for as long as the application runs; nothing ends it but that."""
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            await self.follow_files()
+            self.metrics.events_lost.set(self.trail.lost)
+            self.metrics.sums_merged.set(self.gateway.tally.merged)
+            self.metrics.unsettled.set(len(self.gateway.unsettled))
+
+    async def follow_files(self) -> None:
+        """Look once at policy, keys and revocations; a bad file is named in the log and in /readyz, changes nothing."""
         files: list[tuple[str, Callable[[], Awaitable[bool]]]] = [("policy", self.authorizer.follow)]
         files += [("api_keys", _beside(self.keys.reload))] if self.keys is not None else []
         if self.issuers is not None:
             files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
-        while True:
-            await asyncio.sleep(RELOAD_SECONDS)
-            for name, follow in files:
-                try:
-                    if await follow():
-                        _log.info("reloaded", file=name)
-                    self.health.problems.pop(name, None)
-                except (e.BadConfiguration, e.JournalUnavailable) as error:
-                    if self.health.problems.get(name) != error.detail:
-                        _log.error("not reloaded; the old content is in force", file=name, problem=error.detail)
-                    self.health.problems[name] = error.detail
-            self.metrics.events_lost.set(self.trail.lost)
-            self.metrics.sums_merged.set(self.gateway.tally.merged)
-            self.metrics.unsettled.set(len(self.gateway.unsettled))
+        for name, follow in files:
+            try:
+                if await follow():
+                    _log.info("reloaded", file=name)
+                self.health.problems.pop(name, None)
+                continue
+            except e.GatewayError as error:
+                problem = error.detail
+            except Exception as error:  # noqa: BLE001  # a revoked key must not stay because a policy is strange
+                problem = f"{type(error).__name__}: {error}"
+            if self.health.problems.get(name) != problem:
+                _log.error("not reloaded; the old content is in force", file=name, problem=problem)
+            self.health.problems[name] = problem
 
 
 def _beside(reload: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
