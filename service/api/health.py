@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter as Counted
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,6 +22,8 @@ from service.errors import GatewayError
 
 PUBLIC = {"public": True, "action": "none"}
 _PACE_SECONDS = 2.0
+_PLACE = re.compile(r"^(?:[^:\n]*/)?([^/:\n]+:[0-9]+(?::[0-9]+)?): ", re.MULTILINE)
+_MAX_PLACES = 10
 _log = structlog.get_logger()
 
 
@@ -111,9 +114,16 @@ class Health:
             "registries": self.registries,
             "circuits": {name: look() for name, look in self.circuits.items()},
             "issuers": self.issuers(),
-            "problems": self.problems,
+            "problems": {name: _told(problem) for name, problem in self.problems.items()},
             "draining": self.draining,
         }
+
+
+def _told(problem: str) -> str:
+    """Tell everybody where a file is wrong. What stands there names principals and models: the log says it."""
+    places = _PLACE.findall(problem)
+    more = f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else ""
+    return f"{', '.join(places[:_MAX_PLACES]) or 'refused'}{more}: the log says what is wrong"
 
 
 class Metrics:

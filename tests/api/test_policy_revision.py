@@ -97,7 +97,8 @@ async def test_a_changed_file_is_in_force_and_a_bad_one_is_told(running, own_row
         await it.application.follow_files()
         assert (await metrics(client))["registry_gateway_policy_bad"] == "1.0"
         problems = (await client.be(None)("GET", "/readyz")).json
-        assert ":1:18: 2 fields instead of 6" in problems["problems"]["policy"]
+        assert problems["problems"] == {"policy": "rows.csv:1:18: the log says what is wrong"}
+        assert "2 fields instead of 6" in it.application.health.problems["policy"]
         assert problems["policy"] == answer.headers[HEADER]
         assert (await metrics(client))[loaded] == second[loaded]
 
