@@ -178,7 +178,8 @@ class Access:
                 if (index == 0 and action == need.action) or not passes:
                     operation.action, operation.resource, operation.decision = action, where, decision
                 if not passes:
-                    message = f"{operation.principal.subject} may not {action} on {where} of {backend.name}."
+                    named = self._named(backend, need, where, operation.principal)
+                    message = f"{operation.principal.subject} may not {action} on {named} of {backend.name}."
                     if decision.beyond_scope:
                         message += f" The scope of its credential leaves out {backend.name}/{action}."
                     await self._trail.refused(operation, "denied")
@@ -186,6 +187,15 @@ class Access:
                 if not isinstance(need.resource, OutsideSource):
                     operation.asked[Asked(only_denials=False, action=action, resource=where)] = None
                     self._note(operation, backend, where, action, unless_forbidden=False)
+
+    def _named(self, backend: Backend, need: Need, where: str, principal: Principal) -> str:
+        """Name *where* in a refusal, unless the gateway found it behind an id and the caller may not read its name."""
+        if (
+            isinstance(need.resource, str | OutsideSource)
+            or self.decide(principal, backend.name, where, "experiment:read").allowed
+        ):
+            return where
+        return "the experiment that it is in, whose name it may not read,"
 
     async def _asked(self, backend: Backend, need: Need) -> list[tuple[str, str]]:
         """List the resources and actions that a need means."""

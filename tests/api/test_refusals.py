@@ -84,3 +84,29 @@ async def test_a_narrowed_credential_is_told_that_it_is_narrowed(running):
         assert refused.status == 403
         assert refused.json["detail"].endswith("The credential is narrowed to other actions or registries.")
         assert "decision" not in refused.json
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [("model:read", False), ("experiment:read", True), ("run:read", False)],
+)
+async def test_a_name_behind_an_id_is_told_to_who_may_read_it(running, tmp_path, row, named):
+    rows = f"p, group:platform, *, *, *, allow\np, group:readers, *, *, {row}, allow\n"
+    (tmp_path / "rows.csv").write_text(rows)
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(tmp_path / "rows.csv")}
+    async with running(access=access) as it:
+        admin = Client(it.application.asgi)
+        viewer = admin.be("user:viewer")
+        experiment = (await admin.rpc("POST", "experiments/create", name="layoffs")).json["experiment_id"]
+        run = (await admin.rpc("POST", "runs/create", experiment_id=experiment)).json["run"]["info"]["run_id"]
+        asked = [
+            await viewer.rpc("POST", "runs/update", run_id=run, status="KILLED"),
+            await viewer.rpc("POST", "runs/delete", run_id=run),
+            await viewer.rpc("POST", "runs/create", experiment_id=experiment),
+            await viewer.rpc("POST", "experiments/delete", experiment_id=experiment),
+        ]
+        for answer in asked:
+            assert (answer.status, b"layoffs" in answer.body) == (403, named), answer.body
+            assert b" on experiments/layoffs of main" in answer.body or not named
+        denied = await it.events(phase="denied")
+        assert {event["data"]["resource"] for event in denied} == {"experiments/layoffs"}  # the record has it
