@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.audit import Asked, Operation, Trail
 from service.backend import Backend
@@ -15,7 +16,16 @@ from service.modes import ENFORCE, NAMED, Denial, Modes
 from service.ownership import Ownership
 from service.promotion.gate import Environment, Mark
 
-Decide = Callable[[Principal, str, str, str], Decision]
+
+class Decide(Protocol):
+    """The policy."""
+
+    def __call__(
+        self, principal: Principal, registry: str, resource: str, action: str, *, owned_as: str | None = None
+    ) -> Decision:
+        """Decide; who created the model of *owned_as*, if it is given, counts as owner."""
+
+
 _PROMOTING = {
     "promotion": "environment:promote",
     "rollback": "environment:rollback",

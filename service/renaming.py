@@ -48,7 +48,7 @@ class Renames:
         for action, *inside in _rights_on(model, self._guard.environments):
             old, new = resource("models", change.model, *inside), resource("models", change.new_name, *inside)
             before = self._access.decide(operation.principal.whole, backend.name, old, action)
-            after = self._access.decide(operation.principal.whole, backend.name, new, action)
+            after = self._access.decide(operation.principal.whole, backend.name, new, action, owned_as=old)
             if after.allowed and not before.allowed:
                 if not always_enforced(action) and self._access.lets_pass(operation, old, action, before):
                     continue

@@ -156,12 +156,17 @@ class Authorizer:
             owned = self._owners.models_of(principal.subject, registry)
         return snapshot.scope(principal, registry, kind, action, owned)
 
-    def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Decision:
-        """Decide by the snapshot in force, for what the credential is narrowed to."""
+    def decide(
+        self, principal: Principal, registry: str, resource: str, action: str, *, owned_as: str | None = None
+    ) -> Decision:
+        """Decide by the snapshot in force, for what the credential is narrowed to.
+
+        Who created the model of *owned_as*, if it is given, counts as owner: a model is renamed with its owner.
+        """
         snapshot = self._in_force()
         if principal.scope is not None and not covers(principal.scope, registry, action):
             return Decision(revision=snapshot.revision, beyond_scope=True)
-        owns = snapshot.names_owner and self.owns(principal, registry, resource)
+        owns = snapshot.names_owner and self.owns(principal, registry, owned_as or resource)
         return snapshot.decide_whole(principal, registry, resource, action, owns=owns)
 
     def owns(self, principal: Principal, registry: str, resource: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.client import Client
 from tests.conftest import ROOT
 
@@ -42,6 +44,27 @@ async def test_who_creates_a_model_owns_it_at_once_and_nobody_else(running, tmp_
         assert (await lead.rpc("POST", "registered-models/create", name="risk")).status == 200
         assert not await may_update(ann, "risk")
         assert await may_update(lead, "risk")
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        ("p, owner, main, models/prod-*, *, allow\n", 403),
+        ("p, owner, main, models/prod-*/*, *, allow\n", 403),
+        ("p, owner, main, models/*/environments/*, approval:create, deny\n", 200),
+        ("p, owner, main, models/dev-*, *, allow\n", 200),
+    ],
+)
+async def test_a_model_is_renamed_with_its_owner_who_gains_nothing_by_it(running, tmp_path, rows, status):
+    mine = "p, group:data-scientists, main, models/*, model:rename, allow\np, group:data-scientists, main, "
+    create = "models/dev-x, model:create, allow\n"
+    if "deny" in rows:
+        create = "*, *, allow\n"
+    async with running(access=access(tmp_path, mine + create + rows)) as it:
+        ann = Client(it.application.asgi, "user:scientist")
+        assert (await ann.rpc("POST", "registered-models/create", name="dev-x")).status == 200
+        answer = await ann.rpc("POST", "registered-models/rename", name="dev-x", new_name="prod-x")
+        assert answer.status == status, answer.body
 
 
 async def test_owners_are_known_after_a_restart_and_from_a_journal_of_before(running, tmp_path):
