@@ -6,7 +6,8 @@ Nobody is made owner by a row or by a name. Who is not on record owns nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,8 +36,11 @@ class Owners:
 
     def owns(self, subject: str, registry: str, resource: str) -> bool:
         """Tell whether *subject* created the model that *resource* is or is inside of."""
-        kind, _, rest = resource.partition("/")
-        return kind == "models" and self._of.get((registry, unquote(rest.partition("/")[0]))) == subject
+        return self.owner_of(registry, resource) == subject
+
+    def owner_of(self, registry: str, resource: str) -> str | None:
+        """Return who created the model that *resource* is or is inside of, if that is on record."""
+        return self._of.get((registry, model_of(resource)))
 
     def models_of(self, subject: str, registry: str) -> frozenset[str]:
         """Return the models of *registry* that *subject* created."""
@@ -88,20 +92,8 @@ class Owners:
                 self._sequence = until
 
     def _apply(self, data: Mapping[str, Any]) -> None:
-        registry, model, change = data["registry"], data["model"], data.get("change") or {}
-        match change.get("kind"):
-            case "ModelCreate":
-                if data["phase"] == "outcome":
-                    self._set(registry, model, data["actor"]["subject"])
-                # read back, it shows that the model exists, and not who made it
-            case "ModelDelete":
-                self._set(registry, model, None)
-            case "ModelRename":
-                owner = self._of.get((registry, model))
-                self._set(registry, model, None)
-                self._set(registry, change["new_name"], owner)
-            case _ if (owner := _named_in_baseline(data)) is not None and (registry, model) not in self._of:
-                self._set(registry, model, owner)  # who adopts takes a model from nobody
+        for model, owner in changes_in(data, self._of):
+            self._set(data["registry"], model, owner)
 
     def _set(self, registry: str, model: str, owner: str | None) -> None:
         before = self._of.pop((registry, model), None)
@@ -112,6 +104,47 @@ class Owners:
         if owner is not None:
             self._of[registry, model] = owner
             self._owned.setdefault((registry, owner), set()).add(model)
+
+
+def changes_in(data: Mapping[str, Any], of: Mapping[tuple[str, str], str | None]) -> list[tuple[str, str | None]]:
+    """List the models of which an event changes the owner, each with the new one; *of* says who owned what before."""
+    registry, model, change = data["registry"], data["model"], data.get("change") or {}
+    match change.get("kind"):
+        case "ModelCreate":  # read back, it shows that the model exists, and not who made it
+            return [(model, data["actor"]["subject"])] if data["phase"] == "outcome" else []
+        case "ModelDelete":
+            return [(model, None)]
+        case "ModelRename":
+            return [(model, None), (change["new_name"], of.get((registry, model)))]
+        case _ if (owner := _named_in_baseline(data)) is not None and of.get((registry, model)) is None:
+            return [(model, owner)]  # who adopts takes a model from nobody
+    return []
+
+
+class OwnersOverTime:
+    """Who owned which model when, by the events of a journal."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        """Read *events* that succeeded, oldest first."""
+        self._changes: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
+        of: dict[tuple[str, str], str | None] = {}
+        for event in events:
+            data = event["data"]
+            for model, owner in changes_in(data, of):
+                of[data["registry"], model] = owner
+                self._changes.setdefault((data["registry"], model), []).append((event["time"], owner))
+
+    def owned(self, subject: str, registry: str, resource: str, time: str) -> bool:
+        """Tell whether *subject* owned the model of *resource* before an event of this *time*."""
+        changes = self._changes.get((registry, model_of(resource)), [])
+        at = bisect_left(changes, time, key=lambda change: change[0])
+        return at > 0 and changes[at - 1][1] == subject
+
+
+def model_of(resource: str) -> str:
+    """Return the name of the model that *resource* is or is inside of; nothing where it is in none."""
+    kind, _, rest = resource.partition("/")
+    return unquote(rest.partition("/")[0]) if kind == "models" else ""
 
 
 def _named_in_baseline(data: Mapping[str, Any]) -> str | None:

@@ -126,14 +126,16 @@ def _diff(options: argparse.Namespace) -> int:
     from service.estates.diff import compare, render
     from service.estates.history import read
     from service.journal.past import Past as PastEvents
+    from service.owners import OwnersOverTime
 
     configuration = load(options.config)
     if options.old == options.new == "-":
         message = "only one of the two can be read from standard input"
         raise BadConfiguration(message)
     old, new = (_snapshot(configuration, name) for name in (options.old, options.new))
-    events = PastEvents(configuration.journal_url()).newest()
-    found = compare(old, new, islice(read(events), options.last))
+    past = PastEvents(configuration.journal_url())
+    owners = OwnersOverTime(past.model_changes()) if old.names_owner or new.names_owner else None
+    found = compare(old, new, islice(read(past.newest()), options.last), owners)
     _print(render(found, options.format))
     return FOUND if found.changes else GOOD
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.authorization.snapshot import Snapshot
 from service.estates.forms import code, printable, table
@@ -40,8 +41,15 @@ class Difference:
     changes: tuple[Change, ...]
 
 
-def compare(old: Snapshot, new: Snapshot, past: Iterable[Past]) -> Difference:
-    """Decide what was asked in *past* by both policies."""
+class Owned(Protocol):
+    """Who owned what."""
+
+    def owned(self, subject: str, registry: str, resource: str, time: str) -> bool:
+        """Tell whether *subject* owned the model of *resource* before an event of this *time*."""
+
+
+def compare(old: Snapshot, new: Snapshot, past: Iterable[Past], owners: Owned | None = None) -> Difference:
+    """Decide what was asked in *past* by both policies; *owners* is needed where one of them names `owner`."""
     sums: dict[Change, Change] = {}
     events = left_out = 0
     for item in past:
@@ -49,7 +57,7 @@ def compare(old: Snapshot, new: Snapshot, past: Iterable[Past]) -> Difference:
         if not (item.by_policy and item.whole and item.rights):
             left_out += 1
             continue
-        found = _changed(old, new, item)
+        found = _changed(old, new, item, owners)
         if found is not None:
             known = sums.get(found, found)
             sums[found] = dataclasses.replace(known, count=known.count + item.asked, last=max(known.last, item.time))
@@ -57,13 +65,13 @@ def compare(old: Snapshot, new: Snapshot, past: Iterable[Past]) -> Difference:
     return Difference(events, left_out, tuple(changes))
 
 
-def _changed(old: Snapshot, new: Snapshot, item: Past) -> Change | None:
+def _changed(old: Snapshot, new: Snapshot, item: Past, owners: Owned | None) -> Change | None:
     """Return what makes the answer of one call another; all its rights have to be there."""
-    before, after = (_refused(snapshot, item) for snapshot in (old, new))
+    before, after = (_refused(snapshot, item, owners) for snapshot in (old, new))
     right = after or before
     if right is None or (before and after):
         return None
-    decisions = [_decide(snapshot, item, right) for snapshot in (old, new)]
+    decisions = [_decide(snapshot, item, right, owners) for snapshot in (old, new)]
     return Change(
         right.registry,
         item.subject,
@@ -75,16 +83,21 @@ def _changed(old: Snapshot, new: Snapshot, item: Past) -> Change | None:
     )
 
 
-def _refused(snapshot: Snapshot, item: Past) -> Right | None:
+def _refused(snapshot: Snapshot, item: Past, owners: Owned | None) -> Right | None:
     """Return the first right that is missing, or what a row denies; None where the call is let through."""
     for right in item.rights:
-        if not _decide(snapshot, item, right).allowed:
+        if not _decide(snapshot, item, right, owners).allowed:
             return right
-    return next((right for right in item.unforbidden if _decide(snapshot, item, right).denied_by_row), None)
+    return next((right for right in item.unforbidden if _decide(snapshot, item, right, owners).denied_by_row), None)
 
 
-def _decide(snapshot: Snapshot, item: Past, right: Right) -> Decision:
-    return snapshot.decide_whole(item.principal, right.registry, right.resource, right.action)
+def _decide(snapshot: Snapshot, item: Past, right: Right, owners: Owned | None) -> Decision:
+    owns = (
+        owners is not None
+        and snapshot.names_owner
+        and owners.owned(item.subject, right.registry, right.resource, item.time)
+    )
+    return snapshot.decide_whole(item.principal, right.registry, right.resource, right.action, owns=owns)
 
 
 def render(found: Difference, form: str) -> str:

@@ -30,6 +30,13 @@ _LAST = """
     WHERE sequence < ? AND phase != 'intent'
     ORDER BY sequence DESC LIMIT ?
 """
+_MODELS = """
+    SELECT sequence, body FROM events
+    WHERE sequence > ? AND time >= ? AND time < ? AND outcome = 'succeeded'
+      AND (action = 'environment:adopt' OR body LIKE '%"kind":"ModelCreate"%'
+           OR body LIKE '%"kind":"ModelRename"%' OR body LIKE '%"kind":"ModelDelete"%')
+    ORDER BY sequence LIMIT ?
+"""
 
 
 class Past:
@@ -58,6 +65,14 @@ class Past:
             BadConfiguration: the journal cannot be read.
         """
         return self._pages(_ALL, since, until)
+
+    def model_changes(self) -> Iterator[dict[str, Any]]:
+        """Yield what says who owned a model, from the beginning, oldest first.
+
+        Raises:
+            BadConfiguration: the journal cannot be read.
+        """
+        return self._pages(_MODELS, 0, _BEYOND)
 
     def newest(self) -> Iterator[dict[str, Any]]:
         """Yield the same, newest first.

@@ -135,6 +135,29 @@ async def test_a_diff_knows_deny_rows_on_what_marks_an_environment(running, tmp_
     assert (change["allowed"], change["old_row"], change["new_row"]) == (False, "old.csv:1", "new.csv:2")
 
 
+async def test_a_diff_knows_who_owned_what_when(running, tmp_path, capsys):
+    rows = "p, group:data-scientists, *, models/*, model:create, allow\n"
+    own = "p, owner, *, models/*, *, allow\n"
+    (tmp_path / "without.csv").write_text(FIRST + rows)
+    (tmp_path / "with.csv").write_text(FIRST + rows + own)
+    async with running(directory=tmp_path, **mode("enforce", tmp_path, FIRST + rows + own)) as it:
+        ann = Client(it.application.asgi, "user:scientist")
+        lead = ann.be("user:lead")
+        assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        assert (await ann.rpc("PATCH", "registered-models/update", name="fraud", description="x")).status == 200
+        assert (await lead.rpc("PATCH", "registered-models/update", name="fraud", description="x")).status == 403
+        assert (await ann.rpc("DELETE", "registered-models/delete", name="fraud")).status == 200
+        assert (await ann.rpc("PATCH", "registered-models/update", name="fraud", description="x")).status == 403
+    old, new = str(tmp_path / "with.csv"), str(tmp_path / "without.csv")
+    status, found, _ = run(capsys, tmp_path, "diff", old, new, "--format", "json")
+    changes = [(item["subject"], item["action"], item["count"]) for item in json.loads(found)["changes"]]
+    assert (status, sorted(changes)) == (
+        1,
+        [("user:scientist", "model:delete", 1), ("user:scientist", "model:update", 1)],
+    )
+    assert run(capsys, tmp_path, "diff", old, old)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
