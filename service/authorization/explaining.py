@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from service.authorization.authorizer import Authorizer
+from service.authorization.authorizer import Authorizer, Pace
 from service.authorization.checking import OWNER, question_problem
 from service.authorization.patterns import SET, action_match, below_match, member_of, resource_match, set_of
 from service.authorization.roles import Link
@@ -24,9 +24,19 @@ _ORDER = ("resource", "registry", "action", "subject", "object")
 
 
 def explain(
-    snapshot: Snapshot, principal: Principal, registry: str, resource: str, action: str, *, owns: bool = False
+    snapshot: Snapshot,
+    principal: Principal,
+    registry: str,
+    resource: str,
+    action: str,
+    *,
+    owns: bool = False,
+    pace: Callable[[], None] = lambda: None,
 ) -> Explanation:
-    """Explain the decision of `Snapshot.decide_whole`. Takes time that grows with the rows: not on the event loop."""
+    """Explain the decision of `Snapshot.decide_whole`.
+
+    Takes time that grows with the rows: not on the event loop. *pace* is called at each row.
+    """
     decision = snapshot.decide_whole(principal, registry, resource, action, owns=owns)
     deciding = next((row for row in snapshot.rows if decision.row and row.where == decision.row), None)
     return Explanation(
@@ -42,19 +52,23 @@ def explain(
         path=tuple(path_to(snapshot, principal, deciding.subject, owns=owns)) if deciding else (),
         sets=tuple(sets_to(snapshot, resource, deciding.resource)) if deciding else (),
         roles=tuple(sorted(snapshot.roles_of(principal, owns=owns))),
-        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding, owns=owns)),
+        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding, pace, owns=owns)),
     )
 
 
-def who_can(snapshot: Snapshot, registry: str, resource: str, action: str) -> WhoCan:
+def who_can(
+    snapshot: Snapshot, registry: str, resource: str, action: str, pace: Callable[[], None] = lambda: None
+) -> WhoCan:
     """Decide for each subject that the policy names. Takes time that grows with the rows: not on the event loop.
 
     Groups that only credentials name are listed as groups, not by their members; `owner` stands for who created it.
+    *pace* is called at each subject.
     """
     rows = {row.where: row for row in snapshot.rows}
     names = {row.subject for row in snapshot.rows} | {name for link in snapshot.links for name in link[:2]}
     found: dict[bool, list[Holder]] = {True: [], False: []}
     for name in sorted(names, key=lambda name: (name.startswith("role:"), name)):
+        pace()
         decision = snapshot.decide_whole(Principal(name), registry, resource, action, owns=name == OWNER)
         if decision.row is not None:
             found[decision.allowed].append(Holder(name, shown(rows[decision.row])))
@@ -100,14 +114,14 @@ class PolicyExplainer:
         """Explain a decision; of what the credential is narrowed from no row is named."""
         snapshot = self._authorizer.snapshot
         owns = snapshot.names_owner and self._authorizer.owns(principal, registry, resource)
-        found = explain(snapshot, principal, registry, resource, action, owns=owns)
+        found = explain(snapshot, principal, registry, resource, action, owns=owns, pace=Pace())
         if principal.scope is None or covers(principal.scope, registry, action):
             return found
         return replace(found, allowed=False, beyond_scope=True, row=None, decided_on="", path=(), sets=(), near=())
 
     def who_can(self, registry: str, resource: str, action: str) -> WhoCan:
         """Decide for every subject of the policy."""
-        return who_can(self._authorizer.snapshot, registry, resource, action)
+        return who_can(self._authorizer.snapshot, registry, resource, action, Pace())
 
 
 def shown(row: Row) -> PolicyRow:
@@ -160,14 +174,20 @@ def _decided_on(snapshot: Snapshot, row: Row, resource: str) -> str:
 
 
 def _near(
-    snapshot: Snapshot, principal: Principal, asked: tuple[str, str, str], deciding: Row | None, *, owns: bool
+    snapshot: Snapshot,
+    principal: Principal,
+    asked: tuple[str, str, str],
+    deciding: Row | None,
+    pace: Callable[[], None],
+    *,
+    owns: bool,
 ) -> list[Near]:
     """List the nearest rows that did not decide: those that match too, and those that differ in one thing.
 
     Of the principal's own rows those that differ in two count as well, if their action is on the same kind of thing.
     """
     roles = snapshot.roles_of(principal, owns=owns)
-    nearest = heapq.nsmallest(MAX_NEAR, _ranked(snapshot, roles, asked, deciding), key=lambda item: item[0])
+    nearest = heapq.nsmallest(MAX_NEAR, _ranked(snapshot, roles, asked, deciding, pace), key=lambda item: item[0])
     near = []
     for _, row, differs in nearest:
         reasons = [_reason(kind, row, principal, asked) for kind in differs]
@@ -177,9 +197,14 @@ def _near(
 
 
 def _ranked(
-    snapshot: Snapshot, roles: frozenset[str], asked: tuple[str, str, str], deciding: Row | None
+    snapshot: Snapshot,
+    roles: frozenset[str],
+    asked: tuple[str, str, str],
+    deciding: Row | None,
+    pace: Callable[[], None],
 ) -> Iterator[tuple[tuple[int, ...], Row, tuple[str, ...]]]:
     for index, row in enumerate(snapshot.rows):
+        pace()
         if row is deciding:
             continue
         differs = _differences(snapshot, row, roles, asked)

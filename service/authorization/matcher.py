@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ _WITH_SETS = (
     _SHARED + "actionMatch(r_act,p_act)&&"
     "(resourceMatch(r_obj,p_obj)||(g2(memberOf(r_obj),setOf(p_obj))&&belowMatch(r_obj,p_obj)))"
 )
+_SPACE = re.compile(r"""(?P<text>"[^"]*"|'[^']*')|\s+""")
 _EFFECTS = {"allow": Effector.ALLOW, "deny": Effector.DENY}
 
 
@@ -56,6 +58,10 @@ class Matcher:
             BadConfiguration: it is another model. An index finds rows for this one only, so another would be denied
                 and allowed by chance.
         """
+
+        def in_set(member: str, name: str) -> bool:
+            return name in sets.get(member, ())
+
         try:
             model = casbin.Enforcer.new_model(text=text)
             found = {
@@ -67,9 +73,12 @@ class Matcher:
             expression = model["m"]["m"].value
             different = [name for name, value in _OF_MODEL.items() if _bare(found[name]) != value]
             self.knows_sets = _bare(expression) == _WITH_SETS
-            if _bare(expression) not in (_PLAIN, _WITH_SETS) or (self.knows_sets and "g2" not in model["g"]):
+            if _bare(expression) not in (_PLAIN, _WITH_SETS):
                 different.append("m")
+            if self.knows_sets and _bare(model["g"]["g2"].value) != _OF_MODEL["g"]:
+                different.append("g2")
             enforcer = casbin.Enforcer(model)
+            compiled = enforcer._get_expression(expression, {**FUNCTIONS, "g": _has_role, "g2": in_set})  # noqa: SLF001  # no public way
         except Exception as error:  # noqa: BLE001  # casbin raises many kinds; a broken model fails the load
             message = f"{path}:1: not the access model that is shipped as policies/model.conf: {error!r}"
             raise BadConfiguration(message) from None
@@ -79,12 +88,7 @@ class Matcher:
                 f"{', '.join(different)} differs; put that file back"
             )
             raise BadConfiguration(message)
-
-        def in_set(member: str, name: str) -> bool:
-            return name in sets.get(member, ())
-
-        functions = {**FUNCTIONS, "g": _has_role, "g2": in_set}
-        self._expression = enforcer._get_expression(expression, functions)  # noqa: SLF001  # no public way
+        self._expression = compiled
         self._effector = enforcer.eft
         self._lock = threading.Lock()  # an expression holds the names it is evaluated with
 
@@ -101,4 +105,5 @@ class Matcher:
 
 
 def _bare(text: str) -> str:
-    return "".join(text.split())
+    """Leave out white space, but not that of a quoted text: ``" *"`` is no ``"*"``."""
+    return _SPACE.sub(lambda found: found["text"] or "", text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import threading
 from urllib.parse import urlencode
 
 import pytest
@@ -38,6 +40,29 @@ async def test_everybody_is_told_what_was_decided_about_them(running, tmp_path):
         assert "policy.csv" not in str(told)
         allowed = (await client("GET", asking(action="model:read", resource="models/iris"))).json
         assert (allowed["allowed"], allowed["row"]) == (True, None)
+
+
+async def test_the_rows_are_read_for_one_at_a_time(running, monkeypatch):
+    at_once, most, enough = [], [0], threading.Event()
+
+    def slow(inner):
+        def read(*asked):
+            at_once.append(1)
+            most[0] = max(most[0], len(at_once))
+            enough.wait(0.02)
+            at_once.pop()
+            return inner(*asked)
+
+        return read
+
+    async with running() as it:
+        explainer = it.application.governance.access.explainer
+        for name in ("explain", "who_can"):
+            monkeypatch.setattr(explainer, name, slow(getattr(explainer, name)))
+        client = Client(it.application.asgi)
+        answers = await asyncio.gather(*(client("GET", asking(route)) for route in ("explain", "who-can") * 3))
+        assert [answer.status for answer in answers] == [200] * 6
+        assert most == [1]
 
 
 async def test_who_may_explain_sees_the_rows_for_themselves_alone(running, tmp_path):

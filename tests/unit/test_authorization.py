@@ -287,6 +287,9 @@ def test_an_empty_policy_is_refused(load: Load, text: str) -> None:
         MODEL.read_text().replace(" && !some(where (p.eft == deny))", ""),
         MODEL.read_text().replace("r.reg == p.reg", "true"),
         MODEL.read_text().replace("g2 = _, _\n", ""),
+        MODEL.read_text().replace("g2 = _, _\n", "g2 = _, _, _\n"),
+        MODEL.read_text().replace('p.reg == "*"', 'p.reg == " *"'),
+        MODEL.read_text().replace("&& (p.reg", "& & (p.reg"),
         MODEL.read_text().replace("actionMatch(r.act, p.act)", "r.act == p.act"),
     ],
 )
