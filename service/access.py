@@ -127,7 +127,7 @@ class Access:
         """Make the refusal; the row that decides is told to those who may know it, and to nobody else."""
         decision = operation.decision
         if decision.beyond_scope:
-            sentence += " The credential is narrowed to other actions or registries."
+            sentence += f" The scope of its credential leaves out {registry}/{operation.action}."
         if not self.decide(operation.principal, registry, "access", "access:explain").allowed:
             return Denied(sentence, operation=operation.id)
         if not decision.beyond_scope:
@@ -190,8 +190,6 @@ class Access:
                 if not passes:
                     named = self._named(backend, need, where, operation.principal)
                     message = f"{operation.principal.subject} may not {action} on {named} of {backend.name}."
-                    if decision.beyond_scope:
-                        message += f" The scope of its credential leaves out {backend.name}/{action}."
                     await self._trail.refused(operation, "denied")
                     raise self._denied(message, operation, backend.name)
                 if not isinstance(need.resource, OutsideSource):

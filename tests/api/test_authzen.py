@@ -359,7 +359,7 @@ async def test_a_narrowed_subject_is_none_of_ours_but_a_narrowed_caller_is(runni
 
         it.application.asgi._authenticate = authenticate
         refused = await Client(it.application.asgi)("POST", ONE, QUESTION)
-        assert (refused.status, "narrowed" in refused.json["detail"]) == (403, True)
+        assert (refused.status, "leaves out main/access:evaluate" in refused.json["detail"]) == (403, True)
 
 
 async def test_an_answer_is_not_kept_for_a_repetition(running):

@@ -82,7 +82,9 @@ async def test_a_narrowed_credential_is_told_that_it_is_narrowed(running):
         it.application.asgi._authenticate = authenticate
         refused = await Client(it.application.asgi)("POST", RETIRE, {"reason": "r"})
         assert refused.status == 403
-        assert refused.json["detail"].endswith("The credential is narrowed to other actions or registries.")
+        assert refused.json["detail"].endswith(
+            " of main. The scope of its credential leaves out main/environment:retire."
+        )
         assert "decision" not in refused.json
 
 
