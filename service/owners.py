@@ -16,6 +16,8 @@ import structlog
 from service.audit import Event, Journal
 from service.errors import GatewayError
 
+NOBODY = ""
+"""Owns what was created, or can be created again, against the policy."""
 _PACE_SECONDS = 1.0
 _log = structlog.get_logger()
 
@@ -40,7 +42,7 @@ class Owners:
 
     def owner_of(self, registry: str, resource: str) -> str | None:
         """Return who created the model that *resource* is or is inside of, if that is on record."""
-        return self._of.get((registry, model_of(resource)))
+        return self._of.get((registry, model_of(resource))) or None
 
     def models_of(self, subject: str, registry: str) -> frozenset[str]:
         """Return the models of *registry* that *subject* created."""
@@ -107,16 +109,24 @@ class Owners:
 
 
 def changes_in(data: Mapping[str, Any], of: Mapping[tuple[str, str], str | None]) -> list[tuple[str, str | None]]:
-    """List the models of which an event changes the owner, each with the new one; *of* says who owned what before."""
+    """List the models of which an event changes the owner, each with the new one; *of* says who owned what before.
+
+    Where access is only observed, nobody becomes owner by what the policy denies: not by creating a model, and not by
+    creating it under a name that was freed so.
+    """
     registry, model, change = data["registry"], data["model"], data.get("change") or {}
+    denied = {item["action"] for item in data.get("would_deny", ())}
     match change.get("kind"):
-        case "ModelCreate":  # read back, it shows that the model exists, and not who made it
-            return [(model, data["actor"]["subject"])] if data["phase"] == "outcome" else []
+        case "ModelCreate" if data["phase"] == "outcome":
+            taken = "model:create" in denied or of.get((registry, model)) == NOBODY
+            return [(model, NOBODY if taken else data["actor"]["subject"])]
+        case "ModelCreate":
+            return []  # read back, it shows that the model exists, and not who made it
         case "ModelDelete":
-            return [(model, None)]
+            return [(model, NOBODY if denied else None)]
         case "ModelRename":
-            return [(model, None), (change["new_name"], of.get((registry, model)))]
-        case _ if (owner := _named_in_baseline(data)) is not None and of.get((registry, model)) is None:
+            return [(model, NOBODY if denied else None), (change["new_name"], of.get((registry, model)))]
+        case _ if (owner := _named_in_baseline(data)) is not None and not of.get((registry, model)):
             return [(model, owner)]  # who adopts takes a model from nobody
     return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.api.test_modes_of_access import mode
 from tests.client import Client
 from tests.conftest import ROOT
 
@@ -89,3 +90,38 @@ async def test_a_journal_that_is_down_leaves_owners_as_they_were(running, tmp_pa
         (tmp_path / "journal.db").rename(tmp_path / "away.db")
         it.application.journal._engine.dispose()
         assert (await ann.rpc("GET", "registered-models/get", name="fraud")).status == 200
+
+
+MAKE = "p, group:readers, main, models/*, model:create, allow\n"
+
+
+@pytest.mark.parametrize("rows", ["", MAKE])
+@pytest.mark.parametrize("how", ["delete", "rename"])
+async def test_nobody_becomes_owner_by_what_is_only_observed(running, tmp_path, rows, how):
+    approve = "registry=main&resource=models/fraud/environments/production&action=approval:create"
+    own = "p, owner, main, models/*/environments/*, approval:create, allow\n"
+    async with running(**mode("observe", tmp_path, own + CREATE + rows)) as it:
+        ann = Client(it.application.asgi, "user:scientist")
+        viewer = ann.be("user:viewer")
+
+        async def may_approve(client):
+            return (await client("GET", f"/v1/access/explain?{approve}")).json["allowed"]
+
+        assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        assert (await may_approve(ann), await may_approve(viewer)) == (True, False)
+        if how == "delete":
+            taken = await viewer.rpc("DELETE", "registered-models/delete", name="fraud")
+        else:
+            taken = await viewer.rpc("POST", "registered-models/rename", name="fraud", new_name="other")
+        assert taken.status == 200
+        assert (await viewer.rpc("POST", "registered-models/create", name="fraud")).status == 200
+        assert (await may_approve(ann), await may_approve(viewer)) == (False, False)
+    async with running(
+        it.memory, **mode("enforce", tmp_path, own + CREATE + rows + "p, group:platform, *, *, *, allow\n")
+    ) as it:
+        admin = Client(it.application.asgi)
+        viewer = admin.be("user:viewer")
+        assert not await may_approve(viewer)
+        assert (await admin.rpc("DELETE", "registered-models/delete", name="fraud")).status == 200
+        created = await viewer.rpc("POST", "registered-models/create", name="fraud")
+        assert (created.status, await may_approve(viewer)) == ((200, True) if rows else (403, False))
