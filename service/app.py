@@ -101,6 +101,8 @@ _NO_QUERY = frozenset(
         *("data", "if_match", "if_none_match"),
     }
 )
+Follow = Callable[[], Awaitable[bool]]
+"""Takes the present content of a file; True if it changed."""
 _log = structlog.get_logger()
 
 
@@ -304,36 +306,51 @@ class Application:
             await self.asgi.flush()
 
     async def _watch_files(self) -> None:
-        """Follow files for as long as the application runs; nothing ends it but that."""
+        """Follow each file on its own, so that a long policy holds up no revocation; nothing ends it but a stop."""
+        await asyncio.gather(*(self._watch(*file) for file in self._files()), self._measure())
+
+    async def _watch(self, name: str, follow: Follow) -> None:
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            await self.follow_files()
+            await self._look(name, follow)
+
+    async def follow_files(self) -> None:
+        """Look at each file once."""
+        await asyncio.gather(*(self._look(*file) for file in self._files()))
+
+    def _files(self) -> list[tuple[str, Follow]]:
+        """List policy, keys and revocations."""
+        files: list[tuple[str, Follow]] = [("policy", self.authorizer.follow)]
+        files += [("api_keys", _beside(self.keys.reload))] if self.keys is not None else []
+        if self.issuers is not None:
+            files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
+        return files
+
+    async def _look(self, name: str, follow: Follow) -> None:
+        """Take a file's present content; a bad one is named in the log and in /readyz and changes nothing."""
+        try:
+            if await follow():
+                _log.info("reloaded", file=name)
+            self.health.problems.pop(name, None)
+        except e.GatewayError as error:
+            self._note_problem(name, error.detail)
+        except Exception as error:  # noqa: BLE001  # whatever it was, what comes next is followed
+            self._note_problem(name, f"unexpected: {type(error).__name__}: {error}")
+
+    def _note_problem(self, name: str, problem: str) -> None:
+        if self.health.problems.get(name) != problem:
+            _log.error("not reloaded; the old content is in force", file=name, problem=problem)
+        self.health.problems[name] = problem
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
             self.metrics.events_lost.set(self.trail.lost)
             self.metrics.sums_merged.set(self.gateway.tally.merged)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
 
-    async def follow_files(self) -> None:
-        """Look once at policy, keys and revocations; a bad file is named in the log and in /readyz, changes nothing."""
-        files: list[tuple[str, Callable[[], Awaitable[bool]]]] = [("policy", self.authorizer.follow)]
-        files += [("api_keys", _beside(self.keys.reload))] if self.keys is not None else []
-        if self.issuers is not None:
-            files += [(name, _beside(reload)) for name, reload in self.issuers.files()]
-        for name, follow in files:
-            try:
-                if await follow():
-                    _log.info("reloaded", file=name)
-                self.health.problems.pop(name, None)
-                continue
-            except e.GatewayError as error:
-                problem = error.detail
-            except Exception as error:  # noqa: BLE001  # a revoked key must not stay because a policy is strange
-                problem = f"{type(error).__name__}: {error}"
-            if self.health.problems.get(name) != problem:
-                _log.error("not reloaded; the old content is in force", file=name, problem=problem)
-            self.health.problems[name] = problem
 
-
-def _beside(reload: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+def _beside(reload: Callable[[], bool]) -> Follow:
     """Run *reload* beside the loop."""
     return partial(asyncio.to_thread, reload)
 

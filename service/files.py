@@ -96,6 +96,8 @@ class YamlFile:
             return loader.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise self._error(node, str(error)) from None
+        except (AttributeError, LookupError, TypeError):  # what PyYAML raises of "!!bool maybe"
+            raise self._error(node, f"{node.value[:100]!r} is no {node.tag.rpartition(':')[2]}") from None
 
     def _error(self, node: yaml.Node, problem: str) -> BadConfiguration:
         return BadConfiguration(f"{self.path}:{node.start_mark.line + 1}: {problem}")

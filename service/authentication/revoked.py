@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from service.authentication.key_file import moment
 from service.authentication.tokens import Token
 from service.files import YamlFile, read_text
 
@@ -106,16 +106,7 @@ def _parse(path: Path, text: str) -> dict[tuple[str, str], list[_Line]]:
 
 
 def _instant(value: Any, file: YamlFile, index: int, key: str) -> float | None:
-    """Read a date and time (ISO 8601), UTC unless it says otherwise; a date alone is its first instant."""
     try:
-        if isinstance(value, str):
-            value = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        raise file.error(f"{value!r} is not a date and time (ISO 8601)", index, key) from None
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        value = datetime.datetime.combine(value, datetime.time())
-    if value is None:
-        return None
-    if not isinstance(value, datetime.datetime):
-        raise file.error(f"{value!r} is not a date and time (ISO 8601)", index, key)
-    return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
+        return moment(value)
+    except ValueError as error:
+        raise file.error(str(error), index, key) from None

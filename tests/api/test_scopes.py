@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from service.app import build_litestar, openapi_document
+from service.authentication import api_keys as key_module
 from service.authentication.api_keys import entry_for
+from service.authorization.authorizer import Authorizer
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow_row import Body
 from service.dialects.mlflow_table import ROWS
@@ -215,6 +217,28 @@ async def test_a_key_is_revoked_while_the_gateway_runs(running, tmp_path, change
             while (await client("GET", "/v1/registries")).status != (200 if works else 401):
                 await asyncio.sleep(0.05)
         assert it.application.keys.reload() is False or works
+
+
+async def test_a_key_is_revoked_whatever_becomes_of_other_files_and_whatever_went_wrong(running, tmp_path, monkeypatch):
+    async def hangs():
+        await asyncio.Event().wait()
+
+    path = tmp_path / "n.yaml"
+    with monkeypatch.context() as patched:
+        patched.setattr(Authorizer, "follow", lambda _: hangs())
+        async with running(authentication=narrowed(path, "user:admin", "main/*")) as it:
+            client = Client(it.application.asgi, "narrow")
+            read = path.read_text()
+            patched.setattr(key_module, "read_text", lambda _: 1 / 0)
+            async with asyncio.timeout(5):
+                while "ZeroDivisionError" not in it.application.health.problems.get("api_keys", ""):
+                    await asyncio.sleep(0.05)
+            assert (await client("GET", "/v1/registries")).status == 200
+            patched.setattr(key_module, "read_text", lambda _: read.replace("scopes:", "revoked: true\n  scopes:"))
+            async with asyncio.timeout(5):
+                while (await client("GET", "/v1/registries")).status != 401:
+                    await asyncio.sleep(0.05)
+            assert not it.application.health.problems
 
 
 @pytest.mark.parametrize(

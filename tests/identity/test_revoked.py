@@ -74,6 +74,9 @@ def test_a_token_that_does_not_say_when_it_was_issued_counts_as_before(load):
         ("- {jit: a}\n", 1, "unknown key"),
         ("jti: a\n", 1, "array"),
         ("- [\n", 2, "not valid YAML"),
+        ("- {jti: a, until: !!timestamp soon}\n", 1, "'soon' is no timestamp"),
+        ("- {jti: a, until: !!bool maybe}\n", 1, "'maybe' is no bool"),
+        (f"- {{jti: a, until: 0x{'f' * 6000}}}\n", 1, "Exceeds the limit"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(load, text, line, says):
