@@ -43,6 +43,9 @@ class Mapped:
         self.verifier = Verifier(rules, keys, now)
         self._principal = settings.principal_template()
         self._groups = settings.group_templates()
+        named = {name for template in self._groups for name in template.names() if not name.startswith("/")}
+        left_out = (f"/_claim_names/{name}" for name in sorted(named))  # OpenID Connect Core 1.0, section 5.6.2
+        self._refuse = tuple(dict.fromkeys((*settings.defaults.refuse, *left_out)))
         self._acting_for = settings.acting_for_template()
         self._claims = settings.claim_names()
 
@@ -56,7 +59,7 @@ class Mapped:
         for name, wanted in self.settings.require.items():
             if not _is_one_of(_value(claims, name), wanted):
                 raise refused(f"the claim {name!r} is {shown(_value(claims, name))}, not as required")
-        for name in self.settings.defaults.refuse:
+        for name in self._refuse:
             if _value(claims, name) is not None:
                 raise Unauthenticated(_OVERAGE.format(name=name), reason=f"groups are left out of the token ({name})")
         try:

@@ -129,6 +129,13 @@ def test_claims_that_make_no_name(mapped, preset, changes, says):
     assert caught.value.detail == REFUSED
 
 
+def test_groups_that_any_issuer_left_out_are_refused(mapped):
+    found = mapped("generic", principal="user:{sub}", groups="group:{teams}")
+    assert found.principal(token({"sub": "ann", "_claim_names": {"address": "src1"}})).groups == frozenset()
+    with pytest.raises(Unauthenticated, match="leaves out groups"):
+        found.principal(token({"sub": "ann", "_claim_names": {"teams": "src1"}}))
+
+
 @pytest.mark.parametrize(
     ("template", "sub"), [("user:{sub}", "unauthenticated"), ("service:registry-{sub}", "gateway")]
 )
