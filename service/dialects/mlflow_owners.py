@@ -5,15 +5,15 @@ MLflow's own client sends the local account's name, which anybody can choose.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.errors import InvalidRequest
+from service.strict import folded
 
 USER = "mlflow.user"
-_NAMES = frozenset({USER, "mlflow.auth.username", "mlflow.auth.userid"})
-"""Tags and trace metadata that name a user (mlflow/utils/mlflow_tags.py, mlflow/tracing/constant.py), in lower case."""
+_NAMES = frozenset(folded(key) for key in (USER, "mlflow.auth.username", "mlflow.auth.userId"))
+"""Tags and trace metadata that name a user (mlflow/utils/mlflow_tags.py, mlflow/tracing/constant.py), folded."""
 _MAX_USER_ID = 256
 """As wide as MLflow's column is."""
 _LISTS = ("tags", "request_metadata")
@@ -24,11 +24,7 @@ Message = dict[str, Any]
 
 def names_owner(key: object) -> bool:
     """Tell whether a tag of this key names a user; some databases tell no case, accents or end spaces apart."""
-    if not isinstance(key, str):
-        return False
-    if not key.isascii():
-        key = "".join(letter for letter in unicodedata.normalize("NFKD", key) if not unicodedata.combining(letter))
-    return key.strip().casefold() in _NAMES
+    return isinstance(key, str) and folded(key.strip()) in _NAMES
 
 
 def with_owner(rpc: str, message: Message, subject: str) -> Message:
