@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 from service.authorization.checking import OWNER
 from service.authorization.index import Index
 from service.authorization.matcher import Matcher, Subject
-from service.authorization.patterns import action_match, decoded, member_of, set_of
+from service.authorization.patterns import member_of
+from service.authorization.reach import Reach
 from service.authorization.roles import Link, MembershipError, closure
 from service.authorization.rows import Limits, Problems, Row, parse_rows
 from service.authorization.sets import resolve_sets
@@ -93,7 +93,7 @@ class Snapshot:
         self.names_owner = OWNER in self._roles
         """Whether it matters who created a model."""
         self._denying, self._allowing = Index(), Index()
-        self._by_subject: dict[str, list[Row]] = {}
+        self._reach = Reach(self.members_of, pace)
         for row in self.rows:
             pace()
             self.names_owner = self.names_owner or row.subject == OWNER
@@ -101,7 +101,7 @@ class Snapshot:
                 self._denying.add(row)
             else:
                 self._allowing.add(row)
-                self._by_subject.setdefault(row.subject, []).append(row)
+                self._reach.add(row)
 
     def decide_whole(
         self, principal: Principal, registry: str, resource: str, action: str, *, owns: bool = False
@@ -152,34 +152,15 @@ class Snapshot:
         *owned* are the models of the registry that the principal created. Denials, and what stands behind the name in
         a pattern, are left out: each row is decided all the same.
         """
-        names: set[str] = set()
-        prefixes: set[str] = set()
         roles = self.roles_of(principal)
-        for role in roles:
-            for row in self._by_subject.get(role, ()):
-                if row.registry in (registry, "*") and action_match(action, row.action):
-                    self._reach(row.resource, kind, names, prefixes)
-        if owned and kind == "models":
-            of_owner = self.roles_of(principal, owns=True) - roles
-            rows = (row for role in of_owner for row in self._by_subject.get(role, ()))
-            if any(row.registry in (registry, "*") and action_match(action, row.action) for row in rows):
-                names |= owned
-        return Scope(frozenset(names), frozenset(prefixes))
-
-    def _reach(self, resource: str, kind: str, names: set[str], prefixes: set[str]) -> None:
-        """Add what the pattern *resource* can cover of *kind*."""
-        head, *rest = resource.split("/")
-        if head == "*":
-            prefixes.add("")
-        elif head == kind and rest and rest[0].endswith("*"):
-            prefixes.add(decoded(rest[0][:-1]))
-        elif head == kind and rest:
-            names.add(unquote(rest[0]))
-        elif head == set_of(resource):
-            for member in self.members_of.get(head, ()):
-                of_kind, _, name = member.partition("/")
-                if of_kind == kind:
-                    names.add(unquote(name))
+        found = self._reach.scope(roles, registry, kind, action)
+        if (
+            owned
+            and kind == "models"
+            and self._reach.any(self.roles_of(principal, owns=True) - roles, registry, action)
+        ):
+            return Scope(found.names | owned, found.prefixes)
+        return found
 
     def roles_of(self, principal: Principal, *, owns: bool = False) -> frozenset[str]:
         """Return the principal, its groups, and every role that any of them has; with *owns*, ``owner`` too."""
@@ -197,7 +178,7 @@ class Snapshot:
         """List what this snapshot is made of, so that who replaces it can let go of it in small steps."""
         parts: list[object] = []
         memberships = (self.links, self.members, self._roles.values(), self._sets.values(), self.members_of.values())
-        for several in (self.rows, *memberships, self._denying.parts(), self._allowing.parts()):
+        for several in (self.rows, *memberships, self._denying.parts(), self._allowing.parts(), self._reach.parts()):
             for part in several:
                 parts.append(part)
                 pace()
