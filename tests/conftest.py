@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -104,6 +106,21 @@ class Running:
         return [event for _, event in await self.application.journal.events(filters, 0, 1000)]
 
 
+@functools.cache
+def empty_journal() -> bytes:
+    """Give the content of a journal of the present schema, in which nothing happened yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        schema.upgrade(f"sqlite:///{folder}/journal.db")
+        return Path(folder, "journal.db").read_bytes()
+
+
+def new_journal(url: str) -> None:
+    """Make a journal, as `journal upgrade` does, without going through each migration; leave one that is there."""
+    path = Path(url.removeprefix("sqlite:///"))
+    if not path.exists():
+        path.write_bytes(empty_journal())
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Callable[..., object]:
     """Build and start an application: ``async with running() as it``."""
@@ -113,7 +130,7 @@ def running(tmp_path: Path) -> Callable[..., object]:
         transport: object | None = None, directory: Path = tmp_path, **changes: object
     ) -> AsyncIterator[Running]:
         configuration = load(write_configuration(directory, **changes), environ={})
-        schema.upgrade(configuration.journal_url())
+        new_journal(configuration.journal_url())
         memory = transport or MemoryTransport()
         backends = {name: MlflowBackend(name, memory) for name in configuration.settings.registries}
         application = Application(configuration, backends=backends, sinks=[])
