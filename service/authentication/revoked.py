@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from service.authentication.key_file import moment
-from service.authentication.tokens import Token
+from service.authentication.tokens import Token, credential_id
 from service.files import YamlFile, read_text
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,6 +55,7 @@ class Revoked:
         self._now = now
         self._text = read_text(path)
         self._lines = _parse(path, self._text)
+        self._jtis: dict[str, dict[str, str]] = {}
 
     def reload(self) -> bool:
         """Take the file's lines if its content changed; True if it did.
@@ -66,15 +67,27 @@ class Revoked:
         if text == self._text:
             return False
         lines = _parse(self._path, text)
-        self._text, self._lines = text, lines
+        self._text, self._lines, self._jtis = text, lines, {}
         return True
 
     def covers(self, token: Token, subject: str) -> bool:
-        """Tell whether *token*, which is of the principal *subject*, is revoked."""
+        """Tell whether *token*, which is of the principal *subject*, is revoked.
+
+        One whose ``jti`` is not known is found by its id: what was exchanged for a token keeps no more of it.
+        """
         found = [*self._lines.get(("credential", token.id), ()), *self._lines.get(("subject", subject), ())]
-        if token.jti is not None:
-            found += self._lines.get(("jti", token.jti), ())
+        jti = self._jtis_of(token.issuer).get(token.id) if token.jti is None else token.jti
+        if jti is not None:
+            found += self._lines.get(("jti", jti), ())
         return any(self._counts(line, token) for line in found)
+
+    def _jtis_of(self, issuer: str) -> dict[str, str]:
+        """Return each ``jti`` of the list by the id that a token of *issuer* with it has."""
+        found = self._jtis.get(issuer)
+        if found is None:
+            named = [value for key, value in self._lines if key == "jti"]
+            found = self._jtis[issuer] = {credential_id(issuer, jti): jti for jti in named}
+        return found
 
     def _counts(self, line: _Line, token: Token) -> bool:
         if line.until is not None and line.until <= self._now():

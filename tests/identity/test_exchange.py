@@ -290,7 +290,10 @@ async def test_it_is_recorded_first_and_stored_nowhere(running, configured, tmp_
         assert int(reply.headers["retry-after"]) >= 1
 
 
-@pytest.mark.parametrize("line", ["jti", "jti and issuer", "credential", "subject", "first credential"])
+@pytest.mark.parametrize(
+    "line",
+    ["jti", "jti and issuer", "credential", "subject", "first credential", "first jti", "first jti and issuer"],
+)
 async def test_it_is_revoked_while_the_gateway_runs(running, configured, tmp_path, line):
     async with running(**configured) as it:
         first = short()
@@ -302,6 +305,7 @@ async def test_it_is_revoked_while_the_gateway_runs(running, configured, tmp_pat
             "jti": {"jti": jti}, "jti and issuer": {"jti": jti, "issuer": GATEWAY},
             "credential": {"credential": ids[0]}, "subject": {"subject": "service:ci"},
             "first credential": {"credential": ids[1]},
+            "first jti": {"jti": "t1"}, "first jti and issuer": {"jti": "t1", "issuer": ISSUER},
         }[line]  # fmt: skip
         assert (await call(it, token)).status == 200
         (tmp_path / "revoked.yaml").write_text(yaml.safe_dump([entry]))
