@@ -577,8 +577,12 @@ def revoked_of(configuration: Configuration) -> Revoked | None:
     Raises:
         BadConfiguration: the file is wrong.
     """
-    file = configuration.settings.authentication.revoked
-    return Revoked(configuration.path(file)) if file is not None else None
+    settings = configuration.settings
+    if settings.authentication.revoked is None:
+        return None
+    issuers = {one.issuer for one in settings.authentication.issuers}
+    issuers |= {settings.tokens.issuer} if settings.tokens else set()
+    return Revoked(configuration.path(settings.authentication.revoked), issuers=issuers)
 
 
 def own_tokens_of(

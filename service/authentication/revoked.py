@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,19 @@ class _Line:
 class Revoked:
     """The list in one file; `reload` follows it."""
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        """Read *path*. An empty file revokes nothing.
+    def __init__(
+        self, path: Path, now: Callable[[], float] = time.time, *, issuers: Collection[str] | None = None
+    ) -> None:
+        """Read *path*. An empty file revokes nothing. Lines may name *issuers* only, where they are given.
 
         Raises:
             BadConfiguration: the file is missing or wrong; file, line and key are named.
         """
         self._path = path
         self._now = now
+        self._issuers = issuers
         self._text = read_text(path)
-        self._lines = _parse(path, self._text)
+        self._lines = _parse(path, self._text, issuers)
         self._jtis: dict[str, dict[str, str]] = {}
 
     def reload(self) -> bool:
@@ -66,7 +69,7 @@ class Revoked:
         text = read_text(self._path)
         if text == self._text:
             return False
-        lines = _parse(self._path, text)
+        lines = _parse(self._path, text, self._issuers)
         self._text, self._lines, self._jtis = text, lines, {}
         return True
 
@@ -97,7 +100,7 @@ class Revoked:
         return line.before is None or token.issued is None or token.issued < line.before
 
 
-def _parse(path: Path, text: str) -> dict[tuple[str, str], list[_Line]]:
+def _parse(path: Path, text: str, issuers: Collection[str] | None) -> dict[tuple[str, str], list[_Line]]:
     file = YamlFile(path, text)
     lines: dict[tuple[str, str], list[_Line]] = {}
     for index, entry in enumerate(file.convert(tuple[Entry, ...]) if file.data else ()):
@@ -111,6 +114,9 @@ def _parse(path: Path, text: str) -> dict[tuple[str, str], list[_Line]]:
             raise file.error(f"the subject {value!r} is not user:… or service:…", index, key)
         if entry.issuer is not None and key != "jti":
             raise file.error("issuer goes with jti", index, "issuer")
+        if entry.issuer is not None and issuers is not None and entry.issuer not in issuers:
+            problem = f"no issuer {entry.issuer!r} is configured, so the line would end nothing"
+            raise file.error(f"{problem}; there are: {', '.join(sorted(issuers))}", index, "issuer")
         if entry.before is not None and key != "subject":
             raise file.error("before goes with subject", index, "before")
         before, until = (_instant(getattr(entry, name), file, index, name) for name in ("before", "until"))

@@ -315,6 +315,18 @@ async def test_it_is_revoked_while_the_gateway_runs(running, configured, tmp_pat
         assert (await call(it, other)).status == 200
 
 
+@pytest.mark.parametrize("issuer", [ISSUER, GATEWAY, "https://other.example"])
+async def test_the_list_names_issuers_that_are_there(running, configured, tmp_path, issuer):
+    (tmp_path / "revoked.yaml").write_text(yaml.safe_dump([{"jti": "x", "issuer": issuer}]))
+    if issuer in (ISSUER, GATEWAY):
+        async with running(**configured) as it:
+            assert (await call(it, short())).status == 200
+    else:
+        with pytest.raises(BadConfiguration, match=r"no issuer .https://other\.example. is configured"):
+            async with running(**configured):
+                pass
+
+
 async def test_keys_are_changed_without_a_token_lost(running, configured, tmp_path):
     old_key, new_key = ({"kid": kid, "file": f"{kid}.pem"} for kid in ("k1", "k2"))
     async with running(**configured) as it:

@@ -84,6 +84,18 @@ def test_a_line_that_is_wrong_is_named(load, text, line, says):
         load(text)
 
 
+def test_a_line_that_names_an_issuer_that_is_not_configured_is_refused(tmp_path):
+    path = tmp_path / "revoked.yaml"
+    path.write_text("- {jti: a, issuer: 'https://a/'}\n")
+    with pytest.raises(BadConfiguration, match=r"revoked\.yaml:1: .*no issuer 'https://a/' is configured.*https://a$"):
+        Revoked(path, issuers={"https://a"})
+    path.write_text("- {jti: a, issuer: 'https://a'}\n- {jti: b}\n")
+    revoked = Revoked(path, issuers={"https://a"})
+    path.write_text("- {jti: a, issuer: 'https://b'}\n")
+    with pytest.raises(BadConfiguration, match="is configured"):
+        revoked.reload()
+
+
 def test_a_missing_file_is_no_empty_list(tmp_path):
     with pytest.raises(BadConfiguration, match="No such file"):
         Revoked(tmp_path / "revoked.yaml")
