@@ -203,10 +203,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def doubts_of(configuration: Configuration) -> list[str]:
     """List what is allowed in good files, and is probably not what was meant, each with file and line."""
-    from service.app import environments_of
     from service.authorization.doubts import doubts
     from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
+    from service.parts import environments_of
 
     settings = configuration.settings
     rows = configuration.path(settings.access.rows)
@@ -222,7 +222,9 @@ def doubts_of(configuration: Configuration) -> list[str]:
 
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
-    from service.app import (
+    from service.authorization.snapshot import Snapshot
+    from service.backends.mlflow import MlflowBackend
+    from service.parts import (
         api_keys_of,
         authorization_of,
         environments_of,
@@ -231,8 +233,6 @@ def problems_of(configuration: Configuration) -> list[str]:
         revoked_of,
         tls_of,
     )
-    from service.authorization.snapshot import Snapshot
-    from service.backends.mlflow import MlflowBackend
 
     settings, path = configuration.settings, configuration.path
     parts: list[Callable[[], object]] = [
@@ -276,7 +276,7 @@ def _journal_upgrade(options: argparse.Namespace) -> int:
 
 
 def _openapi(_: argparse.Namespace) -> int:
-    from service.app import build_litestar, openapi_document
+    from service.routes import build_litestar, openapi_document
 
     sys.stdout.write(openapi_document(build_litestar()).decode())
     return GOOD

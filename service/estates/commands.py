@@ -141,10 +141,10 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _import_mlflow(options: argparse.Namespace) -> int:
-    from service.app import authorization_of, tls_of
     from service.backends.http import HttpTransport
     from service.estates import mlflow_permissions
     from service.estates.reading import ask_all
+    from service.parts import authorization_of, tls_of
 
     configuration = load(options.config)
     registries = configuration.settings.registries

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from service.api.wrong import PATTERNS
-from service.app import build_litestar, openapi_document
+from service.routes import build_litestar, openapi_document
 from tests.client import V1, Client
 
 PROMOTE = f"{V1}/iris/environments/production/promotions"

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.app import build_litestar, openapi_document
+from service.routes import build_litestar, openapi_document
 from tests.conftest import TOKENS, free_port
 
 CHECKS = [

@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
-from service.app import build_litestar, openapi_document
 from service.authentication import api_keys as key_module
 from service.authentication.api_keys import entry_for
 from service.authorization.authorizer import Authorizer
@@ -17,6 +16,7 @@ from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow_row import Body
 from service.dialects.mlflow_table import ROWS
 from service.embedded import DEMO_PRINCIPALS
+from service.routes import build_litestar, openapi_document
 from tests.client import V1, Client
 from tests.conftest import ROOT, TOKENS
 from tests.promotion.flow import ask, promote, register, satisfy, simple

@@ -11,12 +11,12 @@ import pytest
 
 from service import errors, settings
 from service.api import problems
-from service.app import build_litestar, openapi_document, public_paths
 from service.dialects import mlflow
 from service.dialects.mlflow import SERVICES, MlflowDialect
 from service.dialects.mlflow_refused import REFUSED
 from service.dialects.mlflow_table import ROWS
 from service.model import ACTIONS, Record
+from service.routes import build_litestar, openapi_document, public_paths
 from tests.conftest import ROOT
 
 DIALECT = MlflowDialect()

@@ -1,0 +1,177 @@
+"""Makes the parts that a configuration names. Nothing is started or fetched."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import ssl
+from collections.abc import Callable
+
+from service import errors as e
+from service.api.limits import Bounds, Rate
+from service.authentication.api_keys import ApiKeys
+from service.authentication.issuers import Issuers
+from service.authentication.own import OwnTokens
+from service.authentication.revoked import Revoked
+from service.authentication.signing import SigningKeys
+from service.backend import Backend
+from service.backends.breaker import Breaker
+from service.backends.credentials import Secret, basic, bearer, tls_context
+from service.backends.http import HttpTransport
+from service.backends.mlflow import MlflowBackend
+from service.promotion.environments import load_environments
+from service.promotion.gate import Environment
+from service.records import Capabilities
+from service.settings import Configuration, Registry, Settings
+
+_MIN_SECRET_BYTES = 32
+
+
+def backend_of(name: str, registry: Registry, configuration: Configuration, breaker: Breaker) -> Backend:
+    """Return the adapter of one registry."""
+    transport = HttpTransport(
+        name,
+        registry.url,
+        timeout_seconds=registry.timeout_seconds,
+        authorization=authorization_of(name, registry, configuration),
+        workspace=registry.workspace,
+        connections=registry.connections,
+        streams=registry.streams,
+        tls=tls_of(name, registry, configuration),
+        breaker=breaker,
+    )
+    return MlflowBackend(name, transport)
+
+
+def environments_of(configuration: Configuration, capabilities: dict[str, Capabilities]) -> tuple[Environment, ...]:
+    """Load the configured environments; none are configured where the setting is left out.
+
+    Raises:
+        BadConfiguration: the file is wrong, or names what a registry cannot hold.
+    """
+    path = configuration.settings.environments
+    return load_environments(configuration.path(path), capabilities) if path is not None else ()
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Say what the configuration lets everybody send."""
+    limits = settings.limits
+
+    def rate_of(a_second: float | None, at_once: int | None) -> Rate | None:
+        if a_second is None:
+            return None
+        return Rate(a_second, at_once if at_once is not None else max(1, math.ceil(2 * a_second)))
+
+    return Bounds(
+        limits.failed_authentications_per_minute,
+        rate_of(limits.requests_per_second, limits.burst),
+        {name: rate_of(rate.requests_per_second, rate.burst) for name, rate in limits.principals.items()},
+    )
+
+
+def api_keys_of(configuration: Configuration, used: Callable[[str], None] = lambda _: None) -> ApiKeys | None:
+    """Load the configured API keys; *used* is told the id of each that let somebody in.
+
+    Raises:
+        BadConfiguration: the file is wrong.
+    """
+    file = configuration.settings.authentication.api_keys
+    if file is None:
+        return None
+    return ApiKeys(configuration.path(file), registries=configuration.settings.registries, used=used)
+
+
+def revoked_of(configuration: Configuration) -> Revoked | None:
+    """Read the configured revocation list.
+
+    Raises:
+        BadConfiguration: the file is wrong.
+    """
+    settings = configuration.settings
+    if settings.authentication.revoked is None:
+        return None
+    issuers = {one.issuer for one in settings.authentication.issuers}
+    issuers |= {settings.tokens.issuer} if settings.tokens else set()
+    return Revoked(configuration.path(settings.authentication.revoked), issuers=issuers)
+
+
+def own_tokens_of(
+    configuration: Configuration, revoked: Revoked | None = None
+) -> tuple[OwnTokens | None, SigningKeys | None]:
+    """Read the keys that the gateway signs its own tokens with.
+
+    Raises:
+        BadConfiguration: a key's file cannot be used.
+    """
+    tokens = configuration.settings.tokens
+    if tokens is None:
+        return None, None
+    files = [(key.kid, configuration.path(key.file)) for key in tokens.keys]
+    keys = SigningKeys(files, next(key.kid for key in tokens.keys if key.sign))
+    issuers = {one.issuer for one in configuration.settings.authentication.issuers}
+    return OwnTokens(tokens.issuer, keys, issuers, revoked), keys
+
+
+def issuers_of(configuration: Configuration, revoked: Revoked | None = None) -> Issuers | None:
+    """Build the configured issuers; nothing is fetched.
+
+    Raises:
+        BadConfiguration: a file is wrong.
+    """
+    settings = configuration.settings.authentication
+    if not settings.issuers:
+        return None
+    return Issuers(
+        settings.issuers,
+        configuration.path,
+        lambda setting, ca: tls_context(setting, ca, None, None),
+        revoked,
+    )
+
+
+def secret_of(configuration: Configuration) -> bytes:
+    """Return what page tokens are signed with.
+
+    Raises:
+        BadConfiguration: the file is missing or shorter than 32 bytes.
+    """
+    file = configuration.settings.secret_file
+    if file is None:
+        return secrets.token_bytes(32)
+    path = configuration.path(file)
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        message = f"secret_file: {path}: {error.strerror}"
+        raise e.BadConfiguration(message) from None
+    if len(secret) < _MIN_SECRET_BYTES:
+        message = f"secret_file: {path}: {len(secret)} bytes; at least {_MIN_SECRET_BYTES} are needed"
+        raise e.BadConfiguration(message)
+    return secret
+
+
+def authorization_of(name: str, registry: Registry, configuration: Configuration) -> Callable[[], str | None]:
+    """Return the registry's own credential; the caller's never goes upstream.
+
+    Raises:
+        BadConfiguration: its file cannot be used.
+    """
+    where = f"registries.{name}"
+    if registry.token_file:
+        return bearer(Secret(f"{where}.token_file", configuration.path(registry.token_file)))
+    if registry.password_file:
+        password = Secret(f"{where}.password_file", configuration.path(registry.password_file))
+        return basic(registry.username or "", password)
+    return lambda: None
+
+
+def tls_of(name: str, registry: Registry, configuration: Configuration) -> ssl.SSLContext | None:
+    """Return what an https registry is checked with.
+
+    Raises:
+        BadConfiguration: a file cannot be used.
+    """
+    if not registry.url.startswith("https:"):
+        return None
+    files = (registry.ca_file, registry.client_certificate_file, registry.client_key_file)
+    return tls_context(f"registries.{name}", *(file and configuration.path(file) for file in files))  # type: ignore[arg-type]
