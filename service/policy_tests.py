@@ -50,6 +50,12 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return prod(len(names) for names in self._names)
 
     @property
+    def words(self) -> str:
+        """Say as whom the principal asks, so that no two questions have one name in a report."""
+        groups = f" of {', '.join(self.groups)}" if self.groups else ""
+        return f"{groups}{' as owner' if self.owner else ''}{f' in {self.registry}' if self.registry != 'main' else ''}"
+
+    @property
     def _names(self) -> list[tuple[str, ...]]:
         return [(item,) if isinstance(item, str) else item for item in (self.principal, self.action, self.resource)]
 
@@ -123,4 +129,4 @@ def _run(case: Case, file: YamlFile, index: int, registries: tuple[str, ...], co
             problems.append(f"expected {case.expect}, decided by {decision.row or 'no row'}")
         elif case.by not in (None, row):
             problems.append(f"expected to be decided by {case.by}, decided by {row}")
-        yield Outcome(where, f"{subject} {action} {resource}", tuple(problems))
+        yield Outcome(where, f"{subject}{case.words} {action} {resource}", tuple(problems))

@@ -303,6 +303,20 @@ def test_the_report_is_junit(run, tmp_path):
     assert (failure.tag, failure.attrib["message"]) == ("failure", "expected allow, decided by no row")
 
 
+def test_questions_that_differ_have_names_that_differ(run, tmp_path):
+    report = tmp_path / "report.xml"
+    bob = {**READ, "principal": "user:bob", "expect": "deny"}
+    cases = [bob, {**bob, "groups": ["group:x"]}, {**bob, "owner": True}, {**bob, "groups": ["group:x", "group:y"]}]
+    run(*cases, options=["--junit", str(report)])
+    names = [case.attrib["name"] for case in ET.fromstring(report.read_text()).iter("testcase")]
+    assert names == [
+        "user:bob model:read models/iris",
+        "user:bob of group:x model:read models/iris",
+        "user:bob as owner model:read models/iris",
+        "user:bob of group:x, group:y model:read models/iris",
+    ]
+
+
 @given(st.text(), st.text())
 def test_no_text_breaks_the_report(name, problem):
     root = ET.fromstring(junit({"access": [Outcome("a.yaml:1", name, (problem,))]}))
