@@ -1,4 +1,4 @@
-"""The commands that come from a grown estate: policy suggest, report, diff and import.
+"""The commands that come from a grown estate: policy suggest, report and diff.
 
 Exit status: 0 nothing to say against it, 1 something, 2 could not run.
 """
