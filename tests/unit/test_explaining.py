@@ -127,7 +127,7 @@ def test_an_explanation_agrees_with_the_decision(tmp_path_factory, data):
         some(subjects), some(["main", "*"]), some(patterns), some(["model:read", "*"]), some(["allow", "deny"])
     )
     link = st.tuples(some(subjects), some(subjects[1:]))
-    rows = [f"p, {', '.join(item)}" for item in data.draw(st.lists(row, min_size=1, max_size=6))]
+    rows = [f"p, {', '.join(item)}" for item in data.draw(st.lists(row, min_size=1, max_size=6, unique=True))]
     rows += [f"g, {', '.join(item)}" for item in data.draw(st.lists(link, max_size=4))]
     path = tmp_path_factory.mktemp("p") / "policy.csv"
     path.write_text("\n".join([*rows, ""]))
