@@ -53,7 +53,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def words(self) -> str:
         """Say as whom the principal asks, so that no two questions have one name in a report."""
         groups = f" of {', '.join(self.groups)}" if self.groups else ""
-        return f"{groups}{' as owner' if self.owner else ''}{f' in {self.registry}' if self.registry != 'main' else ''}"
+        return f"{groups}{' as owner' if self.owns else ''}{f' in {self.registry}' if self.registry != 'main' else ''}"
 
     @property
     def _names(self) -> list[tuple[str, ...]]:

@@ -306,7 +306,7 @@ def test_the_report_is_junit(run, tmp_path):
 def test_questions_that_differ_have_names_that_differ(run, tmp_path):
     report = tmp_path / "report.xml"
     bob = {**READ, "principal": "user:bob", "expect": "deny"}
-    cases = [bob, {**bob, "groups": ["group:x"]}, {**bob, "owner": True}, {**bob, "groups": ["group:x", "group:y"]}]
+    cases = [bob, {**bob, "groups": ["group:x"]}, {**bob, "owns": True}, {**bob, "groups": ["group:x", "group:y"]}]
     run(*cases, options=["--junit", str(report)])
     names = [case.attrib["name"] for case in ET.fromstring(report.read_text()).iter("testcase")]
     assert names == [
