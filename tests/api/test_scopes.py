@@ -23,9 +23,14 @@ from tests.promotion.flow import ask, promote, register, satisfy, simple
 from tests.surface import test_judged_is_forwarded as forwarded
 
 DIALECT = MlflowDialect()
-TOKENS.setdefault("narrow", "rgw_test-narrow-" + "x" * 24)
 JSON_ROWS = sorted(key for key, row in ROWS.items() if row.body is not Body.OTLP)
 BOTH = {name: {"kind": "mlflow", "url": "http://127.0.0.1:1"} for name in ("main", "lake")}
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """Know the key that tests narrow, in these tests only."""
+    monkeypatch.setitem(TOKENS, "narrow", "rgw_test-narrow-" + "x" * 24)
 
 
 def narrowed(path, principal, *scopes, **fields):
