@@ -226,6 +226,8 @@ def convert(data: Any, kind: type[T], file: YamlFile) -> T:
             keys = (*keys, problem.split("`")[1])
             problem = f"unknown key {'.'.join(str(key) for key in keys)!r}; there are: {known}"
         elif keys:
+            if problem == "Expected `str`, got `bool`":
+                problem += "; YAML reads on, off, yes and no as true and false: put text in quotes"
             if problem.startswith("Invalid enum value"):
                 problem += f"; it is one of: {', '.join(choices_at(kind, keys))}"
             problem = f"{'.'.join(str(key) for key in keys)}: {problem}"

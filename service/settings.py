@@ -256,13 +256,28 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
         data = data_dir(environ)
         document, base = embedded_document(data), Path.cwd()
         file = YamlFile(Path("(embedded default)"), "{}")
-    _override(document, environ)
-    settings = convert(document, Settings, file)
-    _validate(settings, file)
+    variables = _override(document, environ)
+    try:
+        settings = convert(document, Settings, file)
+        _validate(settings, file)
+    except BadConfiguration as error:
+        raise _of_variable(error, file, variables) from None
     return Configuration(settings, base, config.absolute() if config else None)
 
 
-def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+def _of_variable(error: BadConfiguration, file: YamlFile, variables: Mapping[str, str]) -> BadConfiguration:
+    """Name the variable, rather than a line of the file, where what is wrong came from one."""
+    said = re.match(rf"{re.escape(str(file.path))}:\d+: ((?:unknown key ')?([\w.-]+).*)", error.detail, re.DOTALL)
+    if said is None:
+        return error
+    named = (name for key, name in variables.items() if f"{said[2]}.".startswith(f"{key}."))
+    name = next(named, None)
+    return BadConfiguration(f"{name}: {said[1]}") if name else error
+
+
+def _override(document: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Set in *document* what *environ* says; return the names of the variables by key."""
+    variables = {}
     for name, text in sorted(environ.items()):
         if not name.startswith(PREFIX) or name in _NO_SETTINGS:
             continue
@@ -283,6 +298,8 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
                 raise BadConfiguration(message)
             target = child
         target[keys[-1]] = value
+        variables[".".join(keys)] = name
+    return variables
 
 
 def _validate(settings: Settings, file: YamlFile) -> None:

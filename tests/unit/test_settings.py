@@ -141,8 +141,16 @@ def test_the_environment_overrides_every_key(read: Read) -> None:
     ("name", "value", "says"),
     [
         ("LISSTEN__PORT", "1", "REGISTRY_GATEWAY_LISSTEN__PORT: unknown setting 'lissten.port'"),
-        ("LISTEN__PROT", "1", "unknown key 'listen.prot'"),
-        ("LISTEN__PORT", "http", "listen.port: Expected `int`"),
+        ("LISTEN__PROT", "1", "REGISTRY_GATEWAY_LISTEN__PROT: unknown key 'listen.prot'"),
+        ("LISTEN__PORT", "http", "REGISTRY_GATEWAY_LISTEN__PORT: listen.port: Expected `int`"),
+        ("LISTEN", "{port: 99999}", "REGISTRY_GATEWAY_LISTEN: listen.port: must be"),
+        (
+            "REGISTRIES__MAIN__MODE",
+            "off",
+            "REGISTRY_GATEWAY_REGISTRIES__MAIN__MODE: registries.main.mode: Expected `str`",
+        ),
+        ("REGISTRIES__MAIN__MODE", "obsreve", "'obsreve' is none of enforce, warn, observe"),
+        ("REGISTRIES__MAIN__USERNAME", "u", "gateway.yaml:"),
         ("ENVIRONMENTS__X", "1", "'environments' is not a group of settings"),
         ("REGISTRIES__MAIN__KIND", "databricks", "databricks is not supported"),
         ("REGISTRIES__MAIN__URL", "http://u:p@h", "no credentials"),
