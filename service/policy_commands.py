@@ -130,8 +130,11 @@ def _policy_explain(options: argparse.Namespace) -> int:
     asked = (options.registry, options.resource, options.action)
     _check_question((options.subject, *options.group), *asked, configuration)
     principal = Principal(options.subject, frozenset(options.group))
-    found = explain(snapshot_of(configuration), principal, *asked, owns=options.owns)
+    snapshot = snapshot_of(configuration)
+    found = explain(snapshot, principal, *asked, owns=options.owns)
     _tell(found, options.format)
+    if snapshot.names_owner and not options.owns and options.resource.startswith("models/"):
+        print("registry-gateway: who owns the model is not looked up; --owns asks for its owner", file=sys.stderr)
     return GOOD if found.allowed else WRONG
 
 

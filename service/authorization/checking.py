@@ -102,6 +102,8 @@ def question_problem(
         return f"unknown action {action!r}{_near(action)}"
     if "*" in resource:
         return f"the resource {resource!r} is a pattern; name one resource"
+    if resource.startswith(SET):
+        return f"the resource {resource!r} is a set; name one of its members"
     problem = _resource_problem(resource)
     if problem is None and not asked_on(resource, action):
         return f"{action} is never asked on {resource!r}, but on: {', '.join(shapes_of(action))}"
@@ -123,6 +125,8 @@ def environment_of(resource: str) -> str | None:
 
 
 def _not_a_subject(subject: str, known: str) -> str:
+    if subject.startswith(("user:", "service:", "group:", "role:")):
+        return f"the subject {subject!r} has no name, another colon in it, or white space where it begins"
     return f"the subject {subject!r} does not begin with {known}"
 
 
