@@ -58,7 +58,9 @@ class Mapped:
         claims = token.claims
         for name, wanted in self.settings.require.items():
             if not _is_one_of(_value(claims, name), wanted):
-                raise refused(f"the claim {name!r} is {shown(_value(claims, name))}, not as required")
+                found = _value(claims, name)
+                says = "missing" if found is None else shown(found)
+                raise refused(f"the claim {name!r} is {says}, and {shown(wanted)} is required")
         for name in self._refuse:
             if _value(claims, name) is not None:
                 raise Unauthenticated(_OVERAGE.format(name=name), reason=f"groups are left out of the token ({name})")
