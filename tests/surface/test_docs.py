@@ -57,10 +57,14 @@ def test_the_documents_speak_of_the_project_alone(document):
         assert word not in text
 
 
-def test_the_example_configuration_is_good(tmp_path):
+def configurations():
     text = (ROOT / "docs/configuration.md").read_text()
-    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "registries:" in block]
-    document = yaml.safe_load(blocks[0])
+    return [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "registries:" in block]
+
+
+@pytest.mark.parametrize("block", configurations(), ids=["first", "example"])
+def test_the_example_configurations_are_good(tmp_path, block):
+    document = yaml.safe_load(block)
     assert document["registries"]
     document["access"] = {"model": str(ROOT / "policies/model.conf"), "rows": str(ROOT / "policies/policy.csv")}
     environments = tmp_path / "environments.yaml"
