@@ -261,7 +261,8 @@ async def test_only_listed_headers_pass_either_way(running, connect):
             await Client(it.application.asgi, None)("GET", target, headers=sent)
         assert answer.status == 200
         assert set(answer.headers) == {
-            "content-type", "content-length", "x-content-type-options", "cache-control", "registry-gateway-policy-revision"
+            "content-type", "content-length", "x-content-type-options", "cache-control",
+            "registry-gateway-policy-revision",
         }  # fmt: skip
         for request in server.seen:
             lines = request.lower().partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
