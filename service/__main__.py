@@ -92,7 +92,7 @@ def _load(options: argparse.Namespace) -> Configuration:
         if value is not None:
             os.environ[f"{PREFIX}LISTEN__{name}"] = str(value)
     if options.workers != 1:
-        message = f"--workers {options.workers}: one worker at most writes a SQLite journal"
+        message = f"--workers {options.workers}: one process at most uses a journal"
         raise BadConfiguration(message)
     return load()
 

@@ -35,7 +35,7 @@ from service.authorization.authorizer import Authorizer
 from service.authorization.explaining import PolicyExplainer
 from service.backend import Backend
 from service.backends.breaker import Breaker
-from service.changes import Changes
+from service.changes import Changes, still_held
 from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
@@ -56,9 +56,11 @@ from service.parts import (
     bounds_of,
     environments_of,
     issuers_of,
+    locks_of,
     own_tokens_of,
     revoked_of,
     secret_of,
+    sole_of,
 )
 from service.promoter import Promoter
 from service.promotion.environments import Environments
@@ -75,6 +77,8 @@ from service.watching import Watch
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
+SOLE_SECONDS = 30.0
+"""So long a new process waits for the one before it to end."""
 _OWN = ("/v1/", "/access/")
 _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
@@ -93,8 +97,11 @@ class Application:
         backends: dict[str, Backend] | None = None,
         journal: Journal | None = None,
         sinks: list[Sink] | None = None,
+        several: bool = False,
     ) -> None:
         """Wire the parts of *configuration*; tests may bring their own *backends*, *journal* and *sinks*.
+
+        With *several* other processes may use the journal too. What they know of each other is not complete yet.
 
         Raises:
             BadConfiguration: a file is wrong. Nothing was started.
@@ -122,7 +129,9 @@ class Application:
             self.journal,
             sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
             source=f"/registry-gateway/{uuid.uuid4()}",
+            still_held=self._may_write,
         )
+        self.sole = None if several else sole_of(configuration)
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
         self.authorizer = Authorizer(
@@ -140,7 +149,7 @@ class Application:
             max_seconds=settings.tokens.max_seconds if settings.tokens else 0,
             keys=signing.document if signing else None,
         )
-        self.changes = Changes(settings.lock_seconds)
+        self.changes = Changes(settings.lock_seconds, locks_of(configuration))
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
         sources = {name: registry.sources for name, registry in registries.items()}
@@ -235,6 +244,8 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        if self.sole is not None:
+            await self.sole.take(SOLE_SECONDS)
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
         self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
@@ -272,9 +283,22 @@ class Application:
             await asyncio.gather(summing, return_exceptions=True)
             await self.asgi.flush()
             await self.trail.close()
+            await self.changes.close()
             await self.journal.close()
+            if self.sole is not None:
+                await self.sole.close()
             for backend in self.backends.values():
                 await backend.close()
+
+    async def _may_write(self) -> None:
+        """Return if nobody else may be changing what this process is about to change.
+
+        Raises:
+            Busy, JournalUnavailable: somebody may be. Nothing may be written.
+        """
+        if self.sole is not None:
+            await self.sole.check()
+        await still_held()
 
     async def _sum_refusals(self) -> None:
         """Write the sums of refusals now and then, where no file that is followed waits for it."""

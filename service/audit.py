@@ -107,6 +107,10 @@ class Journal(Protocol):
         """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
 
         When it returns they are durable. When it raises they are not, or *undo* is stored after them.
+
+        Raises:
+            OperationPending: they begin an operation equal to one that is not settled, which the error names.
+            Busy: they begin one about a model that another process is changing. Both: nothing is stored.
         """
 
     async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
@@ -428,9 +432,18 @@ class Trail:
     """Writes the phases of operations to the journal and, when they are durable, to the sinks."""
 
     def __init__(
-        self, journal: Journal, sinks: Iterable[Sink], source: str, now: Callable[[], float] = time.time
+        self,
+        journal: Journal,
+        sinks: Iterable[Sink],
+        source: str,
+        now: Callable[[], float] = time.time,
+        still_held: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Write to *journal*, then to *sinks*; *source* names this process in events."""
+        """Write to *journal*, then to *sinks*; *source* names this process in events.
+
+        *still_held* raises Busy where a lock is lost that other replicas see.
+        """
+        self._still_held = still_held
         self.journal = journal
         self.now = now
         self._sinks = tuple(sinks)
@@ -465,11 +478,18 @@ class Trail:
 
         Raises:
             JournalUnavailable: it is not recorded, so nothing may be forwarded.
+            Busy: a lock was lost meanwhile, so nothing may be forwarded; that is recorded.
         """
         event = operation.event("intent", None, self._source, self.now())
         operation.at = self.now()  # it may have waited for its turn until now
         opened = Opened(
-            operation.id, operation.digest, operation.registry, operation.change, operation.at, operation.key
+            operation.id,
+            operation.digest,
+            operation.registry,
+            operation.change,
+            operation.at,
+            operation.key,
+            self._source,
         )
         undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
         await self._append(
@@ -478,6 +498,13 @@ class Trail:
             undo=([undo.event("outcome", "failed", self._source, self.now())], [Settled(operation.id, "failed")]),
         )
         operation.intended = True
+        if self._still_held is not None:
+            try:
+                await self._still_held()
+            except GatewayError as error:
+                operation.detail, error.operation = error.detail, operation.id
+                await self.outcome(operation, "failed")
+                raise
 
     async def outcome(self, operation: Operation, outcome: str, effects: Sequence[Effect] = ()) -> None:
         """Record how it ended.

@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
 
 from service.errors import Busy
 
 T = TypeVar("T")
+_HELD: ContextVar[tuple[Held, ...]] = ContextVar("held", default=())
+
+
+class LockLost(Exception):
+    """A lock that other replicas see cannot be had, or may be somebody else's by now."""
+
+
+class Held(Protocol):
+    """A lock that is held."""
+
+    async def check(self) -> None:
+        """Return if it still is.
+
+        Raises:
+            LockLost: it may not be.
+        """
+
+
+class Locks(Protocol):
+    """Locks that other replicas see."""
+
+    def hold(self, names: Sequence[str], seconds: float) -> AbstractAsyncContextManager[Held]:
+        """Hold the locks *names*, taken in this order; wait for them at most *seconds*.
+
+        Raises:
+            TimeoutError: another one holds one of them. LockLost: nobody can tell.
+        """
+
+    async def close(self) -> None:
+        """Give back what is held."""
 
 
 class Changes:
     """From intent to outcome a change must not be cancelled: neither by a client that hangs up nor by a stop."""
 
-    def __init__(self, lock_seconds: float = 10.0) -> None:
-        """Wait at most *lock_seconds* for another change of the same model."""
+    def __init__(self, lock_seconds: float = 10.0, locks: Locks | None = None) -> None:
+        """Wait at most *lock_seconds* for another change of the same model; *locks* are seen by other replicas."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._lock_seconds = lock_seconds
+        self._shared = locks
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run *work* to its end, even if the caller is cancelled meanwhile."""
@@ -39,31 +73,54 @@ class Changes:
             await asyncio.wait(self._tasks, timeout=seconds)
         return len(self._tasks)
 
+    async def close(self) -> None:
+        """Give back what other replicas see."""
+        if self._shared is not None:
+            await self._shared.close()
+
     @contextlib.asynccontextmanager
-    async def lock(self, registry: str, models: tuple[str, ...]) -> AsyncIterator[None]:
+    async def lock(self, registry: str, models: tuple[str, ...], seconds: float | None = None) -> AsyncIterator[None]:
         """Hold the locks of *models* (sorted, so that two renames cannot block each other).
 
         Raises:
-            Busy: not had in time. Nothing was forwarded.
+            Busy: not had within *seconds*, or nobody can tell. Nothing was forwarded.
         """
-        async with contextlib.AsyncExitStack() as held:
-            for model in sorted(set(models)):
-                await held.enter_async_context(self._one(registry, model))
-            yield
+        deadline = time.monotonic() + (self._lock_seconds if seconds is None else seconds)
+        async with contextlib.AsyncExitStack() as stack:
+            names = sorted(set(models))
+            for model in names:
+                await stack.enter_async_context(self._one(registry, model, deadline))
+            held = () if self._shared is None else (await self._enter(stack, registry, names, deadline),)
+            token = _HELD.set((*_HELD.get(), *held))
+            try:
+                yield
+            finally:
+                _HELD.reset(token)
+
+    async def _enter(
+        self, stack: contextlib.AsyncExitStack, registry: str, models: Sequence[str], deadline: float
+    ) -> Held:
+        assert self._shared is not None
+        names = [f"{registry}\n{model}" for model in models]
+        try:
+            return await stack.enter_async_context(self._shared.hold(names, max(0.0, deadline - time.monotonic())))
+        except TimeoutError:
+            raise _busy(models[0]) from None
+        except LockLost as error:
+            message = f"The locks that replicas share cannot be had ({error}); nothing was forwarded. Try again."
+            raise Busy(message) from None
 
     @contextlib.asynccontextmanager
-    async def _one(self, registry: str, model: str) -> AsyncIterator[None]:
+    async def _one(self, registry: str, model: str, deadline: float) -> AsyncIterator[None]:
         key = (registry, model)
         lock, users = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = (lock, users + 1)
         try:
             try:
-                async with asyncio.timeout(self._lock_seconds):
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await lock.acquire()
             except TimeoutError:
-                what = f"the model {model!r}" if not model.startswith("\0") else "what this call touches"
-                message = f"Another change of {what} is under way; nothing was forwarded. Try again."
-                raise Busy(message) from None
+                raise _busy(model) from None
             try:
                 yield
             finally:
@@ -74,3 +131,22 @@ class Changes:
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, users - 1)
+
+
+async def still_held() -> None:
+    """Return if every lock that this task holds is still its own: asked last before something is written.
+
+    Raises:
+        Busy: one may be somebody else's by now. Nothing may be written.
+    """
+    for held in _HELD.get():
+        try:
+            await held.check()
+        except LockLost as error:
+            message = f"The lock that replicas share was lost ({error}); nothing was forwarded. Try again."
+            raise Busy(message) from None
+
+
+def _busy(model: str) -> Busy:
+    what = f"the model {model!r}" if not model.startswith("\0") else "what this call touches"
+    return Busy(f"Another change of {what} is under way; nothing was forwarded. Try again.")

@@ -20,6 +20,18 @@ class Opened:
     at: float
     key: str = ""
     """sha256 of principal and Idempotency-Key, where one was sent."""
+    source: str = ""
+    """Which process carries it out."""
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that it is about."""
+        return models_of(self.change)
+
+
+def models_of(change: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the models that a recorded *change* is about."""
+    return frozenset(name for key in ("model", "new_name") if (name := (change or {}).get(key)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -147,9 +147,11 @@ class Gateway:
             raise NotFound(message)
         return found
 
-    def lock(self, registry: str, models: tuple[str, ...]) -> AbstractAsyncContextManager[None]:
-        """Hold the locks of *models*, as a change does."""
-        return self._changes.lock(registry, models)
+    def lock(
+        self, registry: str, models: tuple[str, ...], seconds: float | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Hold the locks of *models*, as a change does; wait for them at most *seconds*."""
+        return self._changes.lock(registry, models, seconds)
 
     async def alone(self, registry: str, model: str, work: Callable[[], Awaitable[T]]) -> T:
         """Run *work* to its end, even if the caller hangs up, while no change of *model* is under way.
@@ -244,6 +246,12 @@ class Gateway:
                 except OutcomeUnknown:
                     self.unsettled.add(operation.digest, operation.id)
                     raise
+                except OperationPending as error:
+                    if error.operation is None:
+                        raise
+                    self.unsettled.add(operation.digest, error.operation)  # another replica began it
+                    pending = self.unsettled.get(operation.digest)
+        assert pending is not None  # every other way has returned or raised
         return await self._join(pending, backend, call, environment, operation)  # the reconciler needs the lock
 
     async def _join(

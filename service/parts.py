@@ -19,6 +19,9 @@ from service.backends.breaker import Breaker
 from service.backends.credentials import Secret, basic, bearer, tls_context
 from service.backends.http import HttpTransport
 from service.backends.mlflow import MlflowBackend
+from service.changes import Locks
+from service.journal.database import SQLITE
+from service.journal.locks import PostgresLocks, Sole
 from service.promotion.environments import load_environments
 from service.promotion.gate import Environment
 from service.records import Capabilities
@@ -41,6 +44,20 @@ def backend_of(name: str, registry: Registry, configuration: Configuration, brea
         breaker=breaker,
     )
     return MlflowBackend(name, transport)
+
+
+def locks_of(configuration: Configuration) -> Locks | None:
+    """Return the locks that replicas share; one process that writes SQLite shares none."""
+    url = configuration.journal_url()
+    if url.startswith(SQLITE):
+        return None
+    return PostgresLocks(url, configuration.settings.journal.deadline_seconds)
+
+
+def sole_of(configuration: Configuration) -> Sole | None:
+    """Return what keeps a second process away; a SQLite file is written by one anyway."""
+    url = configuration.journal_url()
+    return None if url.startswith(SQLITE) else Sole(url, configuration.settings.journal.deadline_seconds)
 
 
 def environments_of(configuration: Configuration, capabilities: dict[str, Capabilities]) -> tuple[Environment, ...]:

@@ -6,7 +6,7 @@ Conservative: what it cannot prove stays ``unknown`` and is listed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
@@ -68,12 +68,25 @@ class Reconciler:
     async def sweep(self) -> int:
         """Try to settle every open operation once; return how many are left."""
         by_registry: dict[str, list[OpenOperation]] = {}
-        for found in await self._gateway.trail.journal.unsettled():
+        waited_for = self._gateway.unsettled.items()
+        still_open = await self._gateway.trail.journal.unsettled()
+        await self._tell_ended(waited_for, {found.operation for found in still_open})
+        for found in still_open:
             if found.operation not in self._gateway.active:
                 self._gateway.unsettled.add(found.digest, found.operation)
                 by_registry.setdefault(found.registry, []).append(found)
         # a registry that hangs delays its own operations only
         return sum(await asyncio.gather(*(self._sweep_one(items) for items in by_registry.values())))
+
+    async def _tell_ended(self, waited_for: list[tuple[str, str]], still_open: Collection[str]) -> None:
+        """Tell those who wait for operations that another replica has ended."""
+        for digest, operation in waited_for:
+            if operation in still_open or operation in self._gateway.active:
+                continue
+            events = await self._gateway.trail.journal.operation_events(operation)
+            last = events[-1]["data"] if events else {"outcome": "failed"}  # without an intent nothing was forwarded
+            outcome = Outcome(last["outcome"] or "unknown", last.get("version") or "")
+            self._gateway.unsettled.settle(digest, operation, outcome)
 
     async def _sweep_one(self, items: list[OpenOperation]) -> int:
         left = 0
@@ -95,7 +108,8 @@ class Reconciler:
             return False
         change = found.change or {}
         names = tuple(name for name in (change.get("model"), change.get("new_name")) if name)
-        async with self._gateway.lock(found.registry, names or (f"\0{found.digest}",)):
+        # who holds the lock is carrying it out, in whatever replica: it is not waited for
+        async with self._gateway.lock(found.registry, names or (f"\0{found.digest}",), seconds=0.0):
             if not await self._gateway.trail.journal.unsettled(found.operation):
                 return True  # it ended while this one waited for its turn
             try:

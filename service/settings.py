@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 import yaml
@@ -16,7 +16,7 @@ import yaml
 from service.authentication.issuer import Issuer, check_issuers
 from service.authorization import rows as policy_rows
 from service.errors import BadConfiguration
-from service.files import YamlFile, convert
+from service.files import YamlFile, convert, read_text
 from service.modes import ENFORCE, MODES
 
 PREFIX = "REGISTRY_GATEWAY_"
@@ -108,6 +108,8 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where audit events, evidence and approvals are stored."""
 
     url: str
+    password_file: str | None = None
+    """The password of the PostgreSQL role that the URL names."""
     deadline_seconds: float = 2.0
     """A write that cannot be recorded within this is answered 503 and not forwarded."""
 
@@ -206,8 +208,17 @@ class Configuration(msgspec.Struct, frozen=True):
         return (self.base / relative).absolute()
 
     def journal_url(self) -> str:
-        """Return the journal's URL with a relative SQLite path made absolute."""
-        url = self.settings.journal.url
+        """Return the journal's URL with a relative SQLite path made absolute, and a password from its file.
+
+        Raises:
+            BadConfiguration: the file cannot be read.
+        """
+        url, secret = self.settings.journal.url, self.settings.journal.password_file
+        if secret is not None:
+            password = quote(read_text(self.path(secret)).strip(), safe="")
+            parts = urlsplit(url)
+            user, at, host = parts.netloc.rpartition("@")
+            return urlunsplit(parts._replace(netloc=f"{user}:{password}{at}{host}"))
         prefix = "sqlite:///"
         if url.startswith(prefix) and not url.startswith(prefix + "/"):
             return prefix + str(self.path(url.removeprefix(prefix)))
@@ -363,8 +374,7 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             if identity in known:
                 raise file.error(f"same_person: {identity!r} stands twice", *at)
             known.add(identity)
-    if not settings.journal.url.startswith("sqlite:///"):
-        raise file.error("journal.url: only sqlite:///… is supported by this version", "journal", "url")
+    _validate_journal(settings, file)
     _validate_limits(settings.limits, file)
     if settings.tokens is not None:
         _validate_tokens(settings.tokens, settings.authentication.issuers, file)
@@ -412,6 +422,26 @@ def _validate_limits(limits: Limits, file: YamlFile) -> None:
         if found.burst is not None and (found.requests_per_second is None or not 1 <= found.burst <= _MAX_RATE):
             problem = f"{'.'.join(at)}.burst: 1 to {_MAX_RATE}, beside requests_per_second"
             raise file.error(problem, *at, "burst")
+
+
+def _validate_journal(settings: Settings, file: YamlFile) -> None:
+    journal = settings.journal
+    try:
+        url = urlsplit(journal.url)
+        _ = url.port
+    except ValueError as error:
+        raise file.error(f"journal.url: {error}", "journal", "url") from None
+    if url.scheme not in ("sqlite", "postgresql") or not journal.url.startswith(f"{url.scheme}://"):
+        raise file.error("journal.url: sqlite:///path or postgresql://user@host/database", "journal", "url")
+    if url.scheme == "sqlite" and (url.netloc or journal.password_file):
+        raise file.error("journal.url: a file has three slashes (sqlite:///path) and no password", "journal", "url")
+    if url.password:
+        raise file.error("journal.url: no password here; use journal.password_file", "journal", "url")
+    if url.scheme == "postgresql" and settings.secret_file is None:
+        raise file.error(
+            "secret_file: a journal on PostgreSQL needs it: page tokens outlive the process that gave them",
+            "journal",
+        )
 
 
 def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:

@@ -62,6 +62,10 @@ class Unsettled:
         if found is None or found.operation != operation:
             self._pending[digest] = Pending(operation)
 
+    def items(self) -> list[tuple[str, str]]:
+        """List digest and operation of each."""
+        return [(digest, pending.operation) for digest, pending in self._pending.items()]
+
     def settle(self, digest: str, operation: str, outcome: Outcome) -> None:
         """End *operation* and tell those who wait; one that is not pending is left alone."""
         found = self._pending.get(digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import os
@@ -24,6 +25,7 @@ from service.backends.mlflow import MlflowBackend
 from service.embedded import DEMO_PRINCIPALS, answers
 from service.journal import schema
 from service.settings import load
+from tests.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
 TOKENS = {principal: f"rgw_test-{principal}-{'x' * 24}" for principal in DEMO_PRINCIPALS}
@@ -67,6 +69,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMlfl
     server = start_mlflow(tmp_path_factory.mktemp("m"))
     yield server
     stop_mlflow(server)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(tmp_path_factory.mktemp("pg"))
+    yield server
+    server.stop()
 
 
 def free_port() -> int:
@@ -115,7 +124,10 @@ def empty_journal() -> bytes:
 
 
 def new_journal(url: str) -> None:
-    """Make a journal, as `journal upgrade` does, without going through each migration; leave one that is there."""
+    """Make a journal, as `journal upgrade` does, in a file without going through each migration."""
+    if not url.startswith("sqlite:///"):
+        schema.upgrade(url)
+        return
     path = Path(url.removeprefix("sqlite:///"))
     if not path.exists():
         path.write_bytes(empty_journal())
@@ -127,13 +139,13 @@ def running(tmp_path: Path) -> Callable[..., object]:
 
     @asynccontextmanager
     async def start(
-        transport: object | None = None, directory: Path = tmp_path, **changes: object
+        transport: object | None = None, directory: Path = tmp_path, *, several: bool = False, **changes: object
     ) -> AsyncIterator[Running]:
         configuration = load(write_configuration(directory, **changes), environ={})
-        new_journal(configuration.journal_url())
+        await asyncio.to_thread(new_journal, configuration.journal_url())
         memory = transport or MemoryTransport()
         backends = {name: MlflowBackend(name, memory) for name in configuration.settings.registries}
-        application = Application(configuration, backends=backends, sinks=[])
+        application = Application(configuration, backends=backends, sinks=[], several=several)
         async with application._lifespan(application.litestar):
             yield Running(application, memory)
 

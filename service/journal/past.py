@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 from service.errors import BadConfiguration
+from service.journal.looking import Look
 from service.journal.schema import check_readable
 
 _PAGE = 200
@@ -16,27 +15,28 @@ _BEYOND = 1 << 62
 """Later than any sequence."""
 _EVENTS = """
     SELECT sequence, body FROM events
-    WHERE sequence > ? AND time >= ? AND time < ? AND environment IS NOT NULL
+    WHERE sequence > :last AND time >= :since AND time < :until AND environment IS NOT NULL
       AND (outcome = 'succeeded' OR phase = 'rejected')
-    ORDER BY sequence LIMIT ?
+    ORDER BY sequence LIMIT :page
 """
 _ALL = """
     SELECT sequence, body FROM events
-    WHERE sequence > ? AND time >= ? AND time < ? AND phase != 'intent'
-    ORDER BY sequence LIMIT ?
+    WHERE sequence > :last AND time >= :since AND time < :until AND phase != 'intent'
+    ORDER BY sequence LIMIT :page
 """
 _LAST = """
     SELECT sequence, body FROM events
-    WHERE sequence < ? AND phase != 'intent'
-    ORDER BY sequence DESC LIMIT ?
+    WHERE sequence < :before AND phase != 'intent'
+    ORDER BY sequence DESC LIMIT :page
 """
 _MODELS = """
     SELECT sequence, body FROM events
-    WHERE sequence > ? AND time >= ? AND time < ? AND outcome = 'succeeded'
+    WHERE sequence > :last AND time >= :since AND time < :until AND outcome = 'succeeded'
       AND (action = 'environment:adopt' OR body LIKE '%"kind":"ModelCreate"%'
            OR body LIKE '%"kind":"ModelRename"%' OR body LIKE '%"kind":"ModelDelete"%')
-    ORDER BY sequence LIMIT ?
+    ORDER BY sequence LIMIT :page
 """
+_FACTS = "SELECT body FROM documents WHERE kind = 'facts' AND digest = :digest"
 
 
 class Past:
@@ -48,7 +48,8 @@ class Past:
         Raises:
             BadConfiguration: there is none, or it has another schema than this version reads.
         """
-        self._path = check_readable(url)
+        check_readable(url)
+        self._journal = Look(url)
 
     def events(self, since: float, until: float) -> Iterator[dict[str, Any]]:
         """Yield events about an environment that succeeded or were rejected, oldest first; *until* is not in it.
@@ -82,7 +83,7 @@ class Past:
         """
         before = _BEYOND
         while True:
-            rows = self._rows(_LAST, (before, _PAGE))
+            rows = self._journal.rows(_LAST, before=before, page=_PAGE)
             for sequence, body in rows:
                 before = sequence
                 yield self._parsed(f"event {sequence}", body)
@@ -92,7 +93,7 @@ class Past:
     def _pages(self, query: str, since: float, until: float) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
-            rows = self._rows(query, (last, since, until, _PAGE))
+            rows = self._journal.rows(query, last=last, since=since, until=until, page=_PAGE)
             for sequence, body in rows:
                 last = sequence
                 yield self._parsed(f"event {sequence}", body)
@@ -105,23 +106,16 @@ class Past:
         Raises:
             BadConfiguration: the journal cannot be read.
         """
-        rows = self._rows("SELECT body FROM documents WHERE kind = 'facts' AND digest = ?", (digest,))
+        rows = self._journal.rows(_FACTS, digest=digest)
         return self._parsed(f"the document {digest}", rows[0][0]) if rows else None
 
-    def _rows(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _parsed(self, what: str, body: Any) -> dict[str, Any]:
+        """Take a JSON object; some drivers have parsed it already."""
         try:
-            with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
-                return connection.execute(query, parameters).fetchall()
-        except sqlite3.Error as error:
-            message = f"{self._path}: the journal cannot be read: {error}"
-            raise BadConfiguration(message) from None
-
-    def _parsed(self, what: str, body: str) -> dict[str, Any]:
-        try:
-            found = json.loads(body)
-        except (ValueError, TypeError):
+            found = json.loads(body) if isinstance(body, str) else body
+        except ValueError:
             found = None
         if not isinstance(found, dict):
-            message = f"{self._path}: {what} is no JSON object; run: registry-gateway audit verify"
+            message = f"{self._journal.name}: {what} is no JSON object; run: registry-gateway audit verify"
             raise BadConfiguration(message)
         return found

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, Integer, Select, bindparam, func, or_, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import BigInteger, Connection, Select, bindparam, func, or_, select
 
 from service.audit import ANY, Event, Kept, KnownOperation, OpenOperation, StoredAnswer
 from service.effects import Signed
 from service.errors import JournalUnavailable
 from service.journal import tables as t
+from service.journal.database import FAILURES, Database
 from service.model import People
 from service.records import (
     Approval,
@@ -29,7 +28,6 @@ from service.records import (
 )
 
 _MAX_REQUESTS = 1000
-_READERS = 4
 _log = structlog.get_logger()
 
 
@@ -60,7 +58,7 @@ _QUARANTINES = (
 )
 _PAGE = 5000
 _LAST = select(func.max(t.events.c.sequence))
-_AFTER = bindparam("after", type_=Integer)
+_AFTER = bindparam("after", type_=BigInteger)
 _MODEL_CHANGES = (
     select(t.events.c.body)
     .where(
@@ -86,7 +84,7 @@ _RECORDS = (
     .where(*_of(t.requests.c), t.requests.c.state == "open")
     .order_by(t.requests.c.expires.desc())  # so that the limit cuts off expired ones only
     .limit(_MAX_REQUESTS),
-    select(t.requests.c.by, t.requests.c.persons).where(*_of(t.requests.c)).distinct(),
+    select(t.requests.c.by, t.requests.c.persons).where(*_of(t.requests.c)),
 )
 """Of one version: creation, evidence, approvals, where it was live first, requests, askers; and all quarantines."""
 
@@ -98,13 +96,11 @@ class Reads:
     after both have signed.
     """
 
-    def __init__(self, engine: Engine, deadline_seconds: float, people: People) -> None:
-        """Read through *engine*; *people* says which identities are one person now."""
+    def __init__(self, database: Database, deadline_seconds: float, people: People) -> None:
+        """Read from *database*; *people* says which identities are one person now."""
         self._people = people
-        self._engine = engine
+        self._database = database
         self._deadline = deadline_seconds
-        # Threads of their own: who hashes files does not keep a promotion waiting.
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="journal-read")
 
     async def _rows(self, query: Select[Any], **parameters: str) -> Sequence[Any]:
         (rows,) = await self._all([query], parameters)
@@ -113,14 +109,13 @@ class Reads:
     async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str | int]) -> list[Sequence[Any]]:
         """Run *queries* in one transaction: they see one state."""
 
-        def work() -> list[Sequence[Any]]:
-            with self._engine.connect() as connection:
-                return [connection.execute(query, parameters).all() for query in queries]
+        def work(connection: Connection) -> list[Sequence[Any]]:
+            return [connection.execute(query, parameters).all() for query in queries]
 
         try:
             async with asyncio.timeout(self._deadline):
-                return await asyncio.get_running_loop().run_in_executor(self._readers, work)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+                return await self._database.read(work)
+        except FAILURES as error:
             _log.error("journal read failed", problem=type(error).__name__)
             message = "The journal cannot be read."
             raise JournalUnavailable(message) from None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from pathlib import Path
 
 from service.errors import BadConfiguration
+from service.journal.database import FAILURES, SQLITE, shown
+from service.journal.looking import Look
 
-HEAD = "0006"
+HEAD = "0007"
 """The schema this version reads and writes."""
-_PREFIX = "sqlite:///"
 
 
 def upgrade(url: str) -> None:
-    """Bring the journal at *url* to `HEAD`; an up-to-date one is left alone. The file is made with mode 0600.
+    """Bring the journal at *url* to `HEAD`; an up-to-date one is left alone. A file is made with mode 0600.
 
     Raises:
         BadConfiguration: the place cannot be written.
@@ -22,22 +22,29 @@ def upgrade(url: str) -> None:
     from alembic import command
     from alembic.config import Config
 
-    path = Path(url.removeprefix(_PREFIX))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        message = f"{path}: the journal cannot be written: {error.strerror}"
-        raise BadConfiguration(message) from None
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            message = f"{path}: the journal cannot be written: {error.strerror}"
+            raise BadConfiguration(message) from None
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except FAILURES as error:
+        if url.startswith(SQLITE):
+            raise
+        message = f"{shown(url)}: the journal cannot be upgraded: {getattr(error, 'orig', None) or error}"
+        raise BadConfiguration(message) from None
 
 
 def exists(url: str) -> bool:
-    """Tell whether there is a file at *url*, journal or not."""
-    return Path(url.removeprefix(_PREFIX)).exists()
+    """Tell whether there is a file at *url*, journal or not; a database on a server is never made by itself."""
+    return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).exists()
 
 
 def check(url: str) -> None:
@@ -46,50 +53,53 @@ def check(url: str) -> None:
     Raises:
         BadConfiguration: it is missing, unreadable or of another version; the message says what to run.
     """
-    path = check_readable(url)
+    check_readable(url)
+    if not url.startswith(SQLITE):
+        return  # who may write there is the server's to say, and readiness tells
+    path = Path(url.removeprefix(SQLITE))
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         message = f"{path}: the journal cannot be written"
         raise BadConfiguration(message)
 
 
-def check_readable(url: str) -> Path:
-    """Return the file of the journal at *url*, which has the schema `HEAD`; it is not changed.
+def check_readable(url: str) -> None:
+    """Return if the journal at *url* has the schema `HEAD`; it is not changed.
 
     Raises:
         BadConfiguration: it is missing, unreadable or of another version; the message says what to run.
     """
-    path = Path(url.removeprefix(_PREFIX))
-    found = revision(path)
+    found = revision(url)
     if found is None:
-        message = f"{path}: there is no journal yet; run: registry-gateway journal upgrade"
+        message = f"{shown(url)}: there is no journal yet; run: registry-gateway journal upgrade"
         raise BadConfiguration(message)
     if found != HEAD:
         message = (
-            f"{path}: the journal has schema {found!r}, this version needs {HEAD!r}; "
+            f"{shown(url)}: the journal has schema {found!r}, this version needs {HEAD!r}; "
             "run: registry-gateway journal upgrade (or the version of the gateway that made it)"
         )
         raise BadConfiguration(message)
-    return path
 
 
-def revision(path: Path) -> str | None:
-    """Return the schema revision of the SQLite file *path*, or None where there is none yet.
+def revision(url: str) -> str | None:
+    """Return the schema revision of the journal at *url*, or None where there is none yet.
 
     Raises:
-        BadConfiguration: the file is not a journal.
+        BadConfiguration: it cannot be read, or is no journal.
     """
-    try:
-        if not path.exists() or path.stat().st_size == 0:
-            return None
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE))
         try:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        finally:
-            connection.close()
-    except OSError as error:
-        message = f"{path}: the journal cannot be read: {error.strerror}"
-        raise BadConfiguration(message) from None
-    except sqlite3.Error as error:
-        message = f"{path}: not a journal of the gateway: {error}"
-        raise BadConfiguration(message) from None
-    return str(row[0]) if row else None
+            if not path.exists() or path.stat().st_size == 0:
+                return None
+        except OSError as error:
+            message = f"{path}: the journal cannot be read: {error.strerror}"
+            raise BadConfiguration(message) from None
+    with Look(url) as journal:
+        if not url.startswith(SQLITE) and journal.rows("SELECT to_regclass('alembic_version')") == [(None,)]:
+            return None
+        try:
+            rows = journal.rows("SELECT version_num FROM alembic_version")
+        except BadConfiguration as error:
+            message = f"{shown(url)}: not a journal of the gateway: {error.detail.rpartition(': ')[2]}"
+            raise BadConfiguration(message) from None
+    return str(rows[0][0]) if rows else None

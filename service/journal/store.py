@@ -5,39 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection
 
 from service.audit import Event
 from service.effects import Effect
-from service.errors import JournalUnavailable
+from service.errors import GatewayError, JournalUnavailable
+from service.journal.database import FAILURES, InDoubt, is_of_one_job, open_database
 from service.journal.reads import Reads
-from service.journal.writes import Head, Job, head_of, store
+from service.journal.writes import Head, Job, Stored, head_of, store, stored_of
 from service.model import People
 
-_PREFIX = "sqlite:///"
 _MAX_BATCH = 256
 _log = structlog.get_logger()
 
 
 class SqlJournal(Reads):
-    """The journal in a SQL database. One process writes; SQLite allows no more."""
+    """The journal in a SQL database."""
 
     def __init__(self, url: str, deadline_seconds: float = 2.0, people: People | None = None) -> None:
-        """Open the journal at *url* (``sqlite:///path``); it must have been migrated."""
-        self._file = Path(url.removeprefix(_PREFIX))
-        super().__init__(_engine(url, deadline_seconds), deadline_seconds, people or People())
+        """Open the journal at *url*, which must have been migrated."""
+        super().__init__(open_database(url, deadline_seconds), deadline_seconds, people or People())
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
-        # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._connection: Connection | None = None
         self._head: Head | None = None
-        self._inode: tuple[int, int] | None = None
+        self._doubtful: list[Job] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -56,10 +48,7 @@ class SqlJournal(Reads):
             self._writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
-        self._thread.shutdown()
-        self._readers.shutdown()
-        self._engine.dispose()
+        await self._database.close()
 
     async def append(
         self,
@@ -102,63 +91,53 @@ class SqlJournal(Reads):
     async def _write(self, jobs: list[Job]) -> None:
         jobs = [job for job in jobs if not job.abandoned]
         try:
-            stored = await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, jobs)
-        except (SQLAlchemyError, OSError, ValueError) as error:
-            if len(jobs) > 1:  # one bad job must not fail the others
+            stored, doubtful, self._head = await self._database.write(lambda connection: self._store(connection, jobs))
+        except InDoubt as doubt:
+            self._head = None
+            self._doubtful += [job for job in jobs if job.undo is not None]
+            self._fail(jobs, doubt.__cause__ or doubt)
+        except FAILURES as error:
+            self._head = None
+            if len(jobs) > 1 and is_of_one_job(error):  # one bad job must not fail the others
                 for job in jobs:
                     await self._write([job])
                 return
-            _log.error("journal write failed", problem=type(error).__name__, detail=str(error).splitlines()[0])
-            for job in jobs:
+            self._fail(jobs, error)
+        else:
+            self._doubtful = []
+            for job, events in zip(jobs, stored, strict=True):
+                if isinstance(events, GatewayError):
+                    _refuse(job, events)
+                    continue
+                if job.abandoned and job.undo is not None:
+                    doubtful.append(job)
                 if not job.done.done():
-                    message = "The journal cannot be written."
-                    job.done.set_exception(JournalUnavailable(message))
-                    job.done.exception()  # nobody may be waiting any more
-            return
-        for job, events in zip(jobs, stored, strict=True):
-            if job.abandoned and job.undo is not None:
-                late = Job(*job.undo, asyncio.get_running_loop().create_future(), None)
-                self._jobs.put_nowait(late)
-            if not job.done.done():
-                job.done.set_result(events)
+                    job.done.set_result(events)
+            for job in doubtful:
+                self._take_back(job)
 
-    def _commit(self, jobs: list[Job]) -> list[list[Event]]:
-        """Store *jobs* in one transaction (on the writing thread)."""
-        try:
-            connection = self._connected()
-            with connection.begin():
-                stored, head = store(connection, jobs, self._head or head_of(connection))
-        except (SQLAlchemyError, OSError, ValueError):
-            self._disconnect()
-            raise
-        self._head = head
-        return stored
+    def _store(self, connection: Connection, jobs: list[Job]) -> tuple[list[Stored], list[Job], Head]:
+        """Store *jobs*; find which of those in doubt are stored after all."""
+        head = self._head if self._database.alone and self._head is not None else head_of(connection)
+        doubtful = [job for job in self._doubtful if stored_of(connection, job.events)]
+        stored, head = store(connection, jobs, head)
+        return stored, doubtful, head
 
-    def _connected(self) -> Connection:
-        stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
-        if self._connection is not None and self._inode != (stat.st_dev, stat.st_ino):
-            self._disconnect()
-        if self._connection is None:
-            self._connection = self._engine.connect()
-            self._inode = (stat.st_dev, stat.st_ino)
-        return self._connection
+    def _take_back(self, job: Job) -> None:
+        """Undo what is stored although its author was told otherwise."""
+        assert job.undo is not None
+        self._jobs.put_nowait(Job(*job.undo, asyncio.get_running_loop().create_future(), None))
 
-    def _disconnect(self) -> None:
-        connection, self._connection, self._head = self._connection, None, None
-        if connection is not None:
-            with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
-                connection.invalidate()
-                connection.close()
+    @staticmethod
+    def _fail(jobs: list[Job], error: BaseException) -> None:
+        _log.error("journal write failed", problem=type(error).__name__, detail=str(error).split("\n", 1)[0])
+        for job in jobs:
+            message = "The journal cannot be written."
+            _refuse(job, JournalUnavailable(message))
 
 
-def _engine(url: str, deadline_seconds: float) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": deadline_seconds / 2, "check_same_thread": False})
-
-    def configure(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    event.listen(engine, "connect", configure)
-    return engine
+def _refuse(job: Job, why: GatewayError) -> None:
+    """Tell the author of *job*, who may not be waiting any more, that it is not stored."""
+    if not job.done.done():
+        job.done.set_exception(why)
+        job.done.exception()

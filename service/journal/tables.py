@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
 events = Table(
     "events",
     metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("id", String(64), nullable=False, unique=True),
     Column("time", Float, nullable=False),
     Column("type", String(200), nullable=False),
@@ -41,6 +41,7 @@ operations = Table(
     Column("change", JSON),
     Column("at", Float, nullable=False),
     Column("key", String(64)),
+    Column("source", String(100), nullable=False),
     Index("operations_state", "state", "digest"),
     Index("operations_key", "key"),
 )

@@ -1,10 +1,8 @@
-"""Reads from the journal's file when each API key was last used."""
+"""Reads from the journal when each API key was last used."""
 
 from __future__ import annotations
 
-import sqlite3
-
-from service.errors import BadConfiguration
+from service.journal.looking import Look
 from service.journal.schema import check_readable
 
 
@@ -14,13 +12,6 @@ def last_uses(url: str) -> dict[str, int]:
     Raises:
         BadConfiguration: the journal is missing, or cannot be read.
     """
-    path = check_readable(url)
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        try:
-            return dict(connection.execute("SELECT credential, hour FROM key_uses"))
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        message = f"{path}: the journal cannot be read: {error}"
-        raise BadConfiguration(message) from None
+    check_readable(url)
+    with Look(url) as journal:
+        return dict(journal.rows("SELECT credential, hour FROM key_uses"))

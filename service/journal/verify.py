@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from pathlib import Path
 
-from service.errors import BadConfiguration
+from service.journal.looking import Look
 from service.journal.writes import GENESIS
 
-_PREFIX = "sqlite:///"
+_PAGE = 2000
+_EVENTS = "SELECT sequence, body, hash FROM events WHERE sequence > :last ORDER BY sequence LIMIT :page"
 
 
 def verify(url: str) -> tuple[int, str | None]:
@@ -21,19 +20,14 @@ def verify(url: str) -> tuple[int, str | None]:
     Raises:
         BadConfiguration: the journal cannot be read.
     """
-    path = Path(url.removeprefix(_PREFIX))
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        rows = connection.execute("SELECT sequence, body, hash FROM events ORDER BY sequence")
-        expected, previous = 1, GENESIS
-        for sequence, body, digest in rows:
-            problem = _problem(sequence, body, digest, expected, previous)
-            if problem:
-                return expected - 1, problem
-            expected, previous = sequence + 1, digest
-    except sqlite3.Error as error:
-        message = f"{path}: the journal cannot be read: {error}"
-        raise BadConfiguration(message) from None
+    expected, previous = 1, GENESIS
+    with Look(url) as journal:
+        while rows := journal.rows(_EVENTS, last=expected - 1, page=_PAGE):
+            for sequence, body, digest in rows:
+                problem = _problem(sequence, body, digest, expected, previous)
+                if problem:
+                    return expected - 1, problem
+                expected, previous = sequence + 1, digest
     return expected - 1, None
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, insert, select, upd
 
 from service import effects as f
 from service.audit import Event, canonical_json
+from service.errors import Busy, GatewayError, OperationPending
 from service.journal import tables as t
 from service.records import Approval, Evidence
 
@@ -33,6 +34,7 @@ class Job:
 
 # Built once: a statement is as costly to build as to run.
 _HEAD = select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
+_KNOWN = select(t.events.c.sequence).where(t.events.c.id == bindparam("id"))
 _TOUCH = update(t.operations).where(t.operations.c.id == "").values(state="open")
 _INSERT_EVENT = insert(t.events)
 _INSERT_OPERATION = insert(t.operations)
@@ -54,8 +56,17 @@ _DOCUMENT = select(t.documents.c.at).where(
     t.documents.c.kind == bindparam("kind"), t.documents.c.digest == bindparam("digest")
 )
 _INSERT_DOCUMENT = insert(t.documents)
+_EQUAL = select(t.operations.c.id).where(
+    t.operations.c.digest == bindparam("digest"), t.operations.c.state.in_(("open", "unknown"))
+)
+_ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(
+    t.operations.c.state == "open",
+    t.operations.c.registry == bindparam("registry"),
+    t.operations.c.source != bindparam("source"),
+)
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
+Stored = list[Event] | GatewayError
 
 
 def head_of(connection: Connection) -> Head:
@@ -64,11 +75,21 @@ def head_of(connection: Connection) -> Head:
     return (row.sequence, row.hash) if row else (0, GENESIS)
 
 
-def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[list[Event]], Head]:
-    """Chain and store the events of *jobs* after *head*; a second writer would break on the sequence's key."""
+def stored_of(connection: Connection, events: Sequence[Event]) -> bool:
+    """Tell whether *events*, which were written together, are stored."""
+    return bool(events) and connection.execute(_KNOWN, {"id": events[0]["id"]}).first() is not None
+
+
+def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Stored], Head]:
+    """Chain and store the events of *jobs* after *head*; of each its events, or why it is not stored."""
     sequence, previous = head
-    stored: list[list[Event]] = []
+    stored: list[Stored] = []
+    rows: list[dict[str, Any]] = []
     for job in jobs:
+        refusal = next((why for effect in job.effects if (why := _refusal(connection, effect)) is not None), None)
+        if refusal is not None:
+            stored.append(refusal)
+            continue
         finished: list[Event] = []
         for item in job.events:
             sequence += 1
@@ -76,14 +97,34 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[lis
             chained = {**item, "data": data}
             body = canonical_json(chained)
             previous = hashlib.sha256(body).hexdigest()
-            connection.execute(_INSERT_EVENT, _columns(chained, sequence, body.decode(), previous))
+            rows.append(_columns(chained, sequence, body.decode(), previous))
             finished.append(chained)
         for effect in job.effects:
             _apply(connection, effect)
         stored.append(finished)
-    if not any(stored):
+    if rows:
+        connection.execute(_INSERT_EVENT, rows)
+    else:
         connection.execute(_TOUCH)  # a ping proves that the journal can be written
     return stored, (sequence, previous)
+
+
+def _refusal(connection: Connection, effect: f.Effect) -> GatewayError | None:
+    """Say why an operation may not begin: an equal one is not settled, or another process changes the model.
+
+    The locks see to both. This holds where one was lost, and where a process died in the middle.
+    """
+    if not isinstance(effect, f.Opened):
+        return None
+    equal = connection.execute(_EQUAL, {"digest": effect.digest}).first()
+    if equal is not None:
+        message = f"The same call is unsettled as operation {equal.id}; it was not forwarded again."
+        return OperationPending(message, operation=equal.id)
+    for row in connection.execute(_ELSEWHERE, {"registry": effect.registry, "source": effect.source}):
+        if not effect.models.isdisjoint(f.models_of(row.change)):
+            message = f"Operation {row.id} on the same model is not settled yet; nothing was forwarded. Try again."
+            return Busy(message, retry_after=2)
+    return None
 
 
 def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, Any]:
@@ -189,6 +230,7 @@ def _opened(effect: f.Opened) -> dict[str, Any]:
         "change": effect.change,
         "at": effect.at,
         "key": effect.key or None,
+        "source": effect.source,
     }
 
 

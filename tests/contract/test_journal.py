@@ -3,32 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import sqlite3
+import uuid
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from service.audit import Kept, Operation, Trail
+from service.change import AliasSet
 from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
-from service.errors import BadConfiguration, JournalUnavailable
+from service.errors import BadConfiguration, Busy, JournalUnavailable, OperationPending
 from service.journal import schema
+from service.journal.database import InDoubt, asyncpg_url
 from service.journal.store import SqlJournal
 from service.journal.verify import verify
 from service.model import Call, Need, Principal
 from service.records import Approval, Quarantine
+from tests.postgres import execute
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request, tmp_path):
+    """An upgraded, empty journal of each kind of database."""
+    if request.param == "sqlite":
+        made = f"sqlite:///{tmp_path / 'journal.db'}"
+    else:
+        made = await request.getfixturevalue("postgres").database()
+    await asyncio.to_thread(schema.upgrade, made)
+    return made
 
 
 @pytest.fixture
-async def journal(tmp_path):
-    url = f"sqlite:///{tmp_path / 'journal.db'}"
-    schema.upgrade(url)
+async def journal(url):
     made = SqlJournal(url, deadline_seconds=1.0)
     await made.start()
-    made.url, made.path = url, tmp_path / "journal.db"
+    made.url = url
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def file(tmp_path):
+    """A journal in a file, and the file."""
+    path = tmp_path / "journal.db"
+    schema.upgrade(f"sqlite:///{path}")
+    made = SqlJournal(f"sqlite:///{path}", deadline_seconds=1.0)
+    await made.start()
+    made.path = path
+    yield made
+    await made.close()
+
+
+async def beside(url: str, *statements: str) -> None:
+    """Run *statements* as somebody with the database's own tools."""
+    if not url.startswith("sqlite"):
+        await execute(url, *statements)
+        return
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+async def verified(url: str):
+    return await asyncio.to_thread(verify, url)
 
 
 def operation(name="x") -> Operation:
@@ -55,7 +96,7 @@ async def test_phases_share_the_operation_and_close_it(journal):
 async def test_many_writers_one_chain(journal):
     trail = Trail(journal, [], "/test")
     await asyncio.gather(*(trail.intent(operation(str(index))) for index in range(200)))
-    assert verify(journal.url) == (200, None)
+    assert await verified(journal.url) == (200, None)
 
 
 @pytest.mark.parametrize(
@@ -70,47 +111,69 @@ async def test_verify_finds_damage(journal, damage, found):
     trail = Trail(journal, [], "/test")
     for _ in range(4):
         await trail.refused(operation(), "denied")
-    assert verify(journal.url) == (4, None)
-    with sqlite3.connect(journal.path) as connection:
-        connection.execute(damage)
-    connection.close()
-    assert verify(journal.url)[1] == found
+    assert await verified(journal.url) == (4, None)
+    await beside(journal.url, damage)
+    assert (await verified(journal.url))[1] == found
 
 
 async def test_a_locked_database_is_unavailable_and_then_recovers(journal):
     trail = Trail(journal, [], "/test")
-    other = sqlite3.connect(journal.path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(JournalUnavailable):
-        await trail.intent(operation())
-    other.execute("ROLLBACK")
-    other.close()
+    async with locked(journal.url):
+        with pytest.raises(JournalUnavailable):
+            await trail.intent(operation())
     made = operation()
     await trail.intent(made)
+    await journal.ping()  # what was stored too late is undone by now
     open_now = [item.operation for item in await journal.unsettled()]
     assert open_now == [made.id]  # the refused one is not there, or was undone
 
 
-async def test_a_deleted_journal_is_unavailable_not_made_anew(journal):
-    journal.path.rename(journal.path.with_suffix(".gone"))
+@contextlib.asynccontextmanager
+async def locked(url: str):
+    """Keep everybody else from writing."""
+    if url.startswith("sqlite"):
+        other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+        other.close()
+    else:
+        connection = await asyncpg.connect(url)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            yield
+        await connection.close()
+
+
+async def test_a_deleted_journal_is_unavailable_not_made_anew(file):
+    file.path.rename(file.path.with_suffix(".gone"))
     with pytest.raises(JournalUnavailable):
-        await journal.append([], [Settled("x", "failed")])
-    assert not journal.path.exists()
-    journal.path.with_suffix(".gone").rename(journal.path)
-    await journal.ping()
+        await file.append([], [Settled("x", "failed")])
+    assert not file.path.exists()
+    file.path.with_suffix(".gone").rename(file.path)
+    await file.ping()
+
+
+NO_ROOM = {
+    "sqlite": ("CREATE TRIGGER no_room BEFORE INSERT ON documents BEGIN SELECT RAISE(FAIL, 'no room'); END",),
+    "postgresql": (
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no room'; END $$",
+        "CREATE TRIGGER no_room BEFORE INSERT ON documents FOR EACH ROW EXECUTE FUNCTION no_room()",
+    ),
+}
+ROOM = {"sqlite": "DROP TRIGGER no_room", "postgresql": "DROP TRIGGER no_room ON documents"}
 
 
 async def test_facts_are_stored_with_their_intent_or_not_at_all(journal):
     trail = Trail(journal, [], "/test")
     made = operation()
     made.facts = {"production": Weighed("d" * 64, {"form": 1}, 1000.0)}
-    other = sqlite3.connect(journal.path, isolation_level=None)
-    other.execute("CREATE TRIGGER full BEFORE INSERT ON documents BEGIN SELECT RAISE(FAIL, 'no room'); END")
+    kind = journal.url.partition(":")[0]
+    await beside(journal.url, *NO_ROOM[kind])
     with pytest.raises(JournalUnavailable):
         await trail.intent(made)
     assert await journal.unsettled() == []
-    other.execute("DROP TRIGGER full")
-    other.close()
+    await beside(journal.url, ROOM[kind])
     await trail.intent(made)
     assert len(await journal.unsettled()) == 1
     assert await journal.document("facts", "d" * 64) == Kept({"form": 1}, 1000.0)
@@ -195,19 +258,27 @@ async def test_a_quarantine_of_the_third_schema_holds_for_its_version_alone(tmp_
     await journal.close()
 
 
-async def test_the_schema_is_what_the_tables_say(tmp_path):
+async def test_the_schema_is_what_the_tables_say(url):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
     from sqlalchemy import create_engine
+    from sqlalchemy.ext.asyncio import create_async_engine
 
     from service.journal.tables import metadata
 
-    url = f"sqlite:///{tmp_path / 'j.db'}"
-    schema.upgrade(url)
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    engine.dispose()
+    def differences(connection):
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    if url.startswith("sqlite"):
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            assert differences(connection) == []
+        engine.dispose()
+    else:
+        engine = create_async_engine(asyncpg_url(url))
+        async with engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+        await engine.dispose()
 
 
 async def test_the_same_sums_are_recorded_once(journal):
@@ -220,11 +291,11 @@ async def test_the_same_sums_are_recorded_once(journal):
         await trail.summed(events)
     await trail.intent(operation("after"))
     assert [event["data"]["phase"] for _, event in await journal.events({}, 0, 10)] == ["summed", "intent"]
-    assert verify(journal.url) == (2, None)
+    assert await verified(journal.url) == (2, None)
 
 
 def of_model(kind, model, *, reason="", **more) -> Operation:
-    made = dataclasses.replace(operation(kind), model=model, reason=reason)
+    made = dataclasses.replace(operation(kind), model=model, reason=reason, digest=uuid.uuid4().hex)
     made.change = {"kind": kind, "model": model, **more}
     return made
 
@@ -270,3 +341,75 @@ async def test_a_long_journal_is_read_in_pages(journal):
     assert (until, [event["data"]["model"] for event in events]) == (5000, ["first"])
     until, events = await journal.model_changes(until)
     assert (until, [event["data"]["model"] for event in events]) == (5002, ["last"])
+
+
+def change(model="iris", version="1") -> Operation:
+    need = Need("alias:set", f"models/{model}/aliases/blue")
+    what = AliasSet(model, "blue", version)
+    call = Call(principal=Principal("user:u"), registry="main", name="setAlias", needs=(need,), change=what)
+    return Operation.opened(call, 1000.0)
+
+
+async def test_an_equal_operation_does_not_begin_while_one_is_unsettled(journal):
+    one, two = Trail(journal, [], "/one"), Trail(journal, [], "/two")
+    first = change()
+    await one.intent(first)
+    for trail in (one, two):
+        with pytest.raises(OperationPending, match=first.id) as caught:
+            await trail.intent(change())
+        assert caught.value.operation == first.id
+    await one.outcome(first, "unknown")
+    with pytest.raises(OperationPending):
+        await two.intent(change())
+    await one.intent(change("lily"))
+    assert len(await journal.events({}, 0, 10)) == 3  # what is refused leaves nothing
+    (found, _) = await journal.unsettled()
+    await one.reconciled(found, "failed", "", [])
+    await two.intent(change())
+
+
+async def test_two_processes_do_not_change_one_model_at_once(journal):
+    one, two = Trail(journal, [], "/one"), Trail(journal, [], "/two")
+    first = change(version="1")
+    await one.intent(first)
+    with pytest.raises(Busy, match=f"{first.id} on the same model"):
+        await two.intent(change(version="2"))
+    await one.intent(change(version="3"))  # its own locks have told it
+    await two.intent(change("lily", "2"))
+    await one.outcome(first, "succeeded")
+    with pytest.raises(Busy):
+        await two.intent(change(version="2"))
+
+
+async def test_what_is_refused_with_others_refuses_only_itself(journal):
+    trails = [Trail(journal, [], f"/{number}") for number in range(8)]
+    made = [change(model) for model in ("iris", "lily") for _ in range(4)]
+    answers = await asyncio.gather(
+        *(trail.intent(item) for trail, item in zip(trails, made, strict=True)), return_exceptions=True
+    )
+    assert [type(answer).__name__ for answer in answers].count("NoneType") == 2
+    assert len(await journal.unsettled()) == 2
+    assert await verified(journal.url) == (2, None)
+
+
+async def test_what_was_stored_though_nobody_knew_is_taken_back(journal, monkeypatch):
+    trail, made = Trail(journal, [], "/test"), change()
+    write = journal._database.write
+
+    async def doubt(work):
+        await write(work)
+        monkeypatch.undo()
+        raise InDoubt
+
+    monkeypatch.setattr(journal._database, "write", doubt)
+    with pytest.raises(JournalUnavailable):
+        await trail.intent(made)
+    await journal.ping()
+    await journal._jobs.join()
+    assert await journal.unsettled() == []
+    events = await journal.operation_events(made.id)
+    assert [(event["data"]["phase"], event["data"]["outcome"]) for event in events] == [
+        ("intent", None),
+        ("outcome", "failed"),
+    ]
+    assert await verified(journal.url) == (2, None)

@@ -238,7 +238,7 @@ async def test_an_intent_opens_the_operation_or_is_refused() -> None:
     await trail(journal).intent(made)
     assert journal.stored[0]["type"] == "registry-gateway.alias.set.intent"
     assert journal.stored[0]["data"]["outcome"] is None
-    assert journal.effects == [Opened(made.id, CALL.digest(), "main", made.change, NOW)]
+    assert journal.effects == [Opened(made.id, CALL.digest(), "main", made.change, NOW, source="gateway-1")]
     (undone,), settled = journal.undos[0]
     assert (undone["data"]["outcome"], settled) == ("failed", [Settled(made.id, "failed")])
     assert "nothing was forwarded" in undone["data"]["detail"]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from service.errors import BadConfiguration
+from service.journal.database import shown
 from service.settings import TOKEN, Configuration, data_dir, embedded_document, load
 from service.settings import URL as URL_VARIABLE
 from tests.conftest import ROOT
@@ -90,7 +91,16 @@ def test_defaults(read: Read) -> None:
         (BASE.replace("  main:", "  m\u00e4in:"), 2, "a name is of"),
         (BASE.replace("{api_keys: api-keys.yaml}", "{issuers: [a]}"), 7, "authentication.issuers.0: Expected `object`"),
         (BASE.replace("{api_keys: api-keys.yaml}", "{}"), 7, "no way to authenticate"),
-        (BASE.replace("sqlite:///journal.db", "postgresql://db/x"), 8, "only sqlite:///"),
+        (BASE.replace("sqlite:///journal.db", "mysql://db/x"), 8, "sqlite:///path or postgresql://user@host/database"),
+        (BASE.replace("sqlite:///journal.db", "sqlite://journal.db"), 8, "three slashes"),
+        (BASE.replace("sqlite:///journal.db", "postgresql://u:secret@db/x"), 8, "no password here"),
+        (BASE.replace("sqlite:///journal.db", "postgresql://u@db:x/x"), 8, "journal.url"),
+        (
+            BASE.replace("sqlite:///journal.db", "postgresql://u@db/x"),
+            8,
+            "secret_file: a journal on PostgreSQL needs it",
+        ),
+        (BASE.replace('journal.db"', 'journal.db", password_file: p'), 8, "no password"),
         ("- a\n", 1, "must be a mapping"),
         ("", 1, "must be a mapping"),
         ("registries: [\n", 2, "not valid YAML"),
@@ -211,6 +221,14 @@ def test_the_embedded_default_is_a_valid_configuration(tmp_path: Path) -> None:
     assert found.journal_url() == f"sqlite:///{tmp_path}/journal.db"
     assert Path(embedded_document(tmp_path)["access"]["rows"]).is_file()
     assert data_dir({}) == Path.cwd() / ".gateway"
+
+
+def test_a_password_of_the_journal_comes_from_its_file(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "p").write_text("a:b/c@d\n")
+    text = BASE.replace('"sqlite:///journal.db"', '"postgresql://u@db:5433/x?ssl=require", password_file: p')
+    found = read(text + "secret_file: s\n")
+    assert found.journal_url() == "postgresql://u:a%3Ab%2Fc%40d@db:5433/x?ssl=require"
+    assert shown(found.journal_url()) == "postgresql://u:***@db:5433/x"
 
 
 def test_without_environments_and_journal_there_are_defaults(read: Read) -> None:

@@ -1,0 +1,212 @@
+"""Where the journal's tables are: SQLite for one process, PostgreSQL for replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""What is done on a connection, inside a transaction."""
+SQLITE = "sqlite:///"
+POSTGRES = "postgresql://"
+FAILURES = (
+    *(SQLAlchemyError, OSError, ValueError, TimeoutError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
+"""What a database that cannot do it raises."""
+_READERS = 4
+_WRITING = text("SELECT pg_advisory_xact_lock(5394, 1)")
+"""Who holds it appends to the chain: one transaction at a time, of whatever replica."""
+
+
+def asyncpg_url(url: str) -> str:
+    """Name the driver in *url*."""
+    return "postgresql+asyncpg://" + url.removeprefix(POSTGRES)
+
+
+def shown(url: str) -> str:
+    """Return *url* as messages show it: a file's path, a server without its password."""
+    if url.startswith(SQLITE):
+        return url.removeprefix(SQLITE)
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
+def is_of_one_job(error: BaseException) -> bool:
+    """Tell whether *error* is about what was to be stored, so that other things may well be stored."""
+    if isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return False
+    return isinstance(error, StatementError | ValueError)
+
+
+class InDoubt(Exception):
+    """The transaction was to be committed, and nobody knows whether it is."""
+
+
+class Database(Protocol):
+    """One database. Methods raise one of `FAILURES`."""
+
+    alone: bool
+    """Whether this process is the only one that writes."""
+
+    async def read(self, work: Work[T]) -> T:
+        """Run *work* in a transaction that sees one state."""
+
+    async def write(self, work: Work[T]) -> T:
+        """Run *work* in a transaction while nobody else appends; it is durable when this returns.
+
+        Raises:
+            InDoubt: it may be stored. Any other error: it is not.
+        """
+
+    async def close(self) -> None:
+        """Give the connections back."""
+
+
+def open_database(url: str, deadline_seconds: float) -> Database:
+    """Open the database at *url*: ``sqlite:///path`` or ``postgresql://…``."""
+    if url.startswith(SQLITE):
+        return SqliteDatabase(url, deadline_seconds)
+    return PostgresDatabase(url, deadline_seconds)
+
+
+class SqliteDatabase:
+    """A file, one writing connection, readers beside it."""
+
+    alone = True
+
+    def __init__(self, url: str, deadline_seconds: float) -> None:
+        """Open the file of *url*; it is not made."""
+        self._file = Path(url.removeprefix(SQLITE))
+        self._engine = _sqlite_engine(url, deadline_seconds)
+        # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        # Threads of their own: who hashes files does not keep a promotion waiting.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="journal-read")
+        self._connection: Connection | None = None
+        self._inode: tuple[int, int] | None = None
+
+    async def read(self, work: Work[T]) -> T:
+        """Run *work* on a reading thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run *work* on the writing thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._disconnect)
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._engine.dispose()
+
+    def _read(self, work: Work[T]) -> T:
+        with self._engine.connect() as connection:
+            return work(connection)
+
+    def _write(self, work: Work[T]) -> T:
+        try:
+            connection = self._connected()
+            with connection.begin():
+                return work(connection)
+        except FAILURES:
+            self._disconnect()
+            raise
+
+    def _connected(self) -> Connection:
+        stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
+        if self._connection is not None and self._inode != (stat.st_dev, stat.st_ino):
+            self._disconnect()
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            self._inode = (stat.st_dev, stat.st_ino)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
+                connection.invalidate()
+                connection.close()
+
+
+class PostgresDatabase:
+    """A server that several replicas share. A connection that does not answer in time is given up."""
+
+    alone = False
+
+    def __init__(self, url: str, deadline_seconds: float) -> None:
+        """Use the database at *url* (RFC 3986; libpq's names in the query)."""
+        self._deadline = deadline_seconds
+        self._reading = _postgres_engine(url, deadline_seconds, _READERS, "REPEATABLE READ")
+        self._writing = _postgres_engine(url, deadline_seconds, 1, "READ COMMITTED")
+
+    async def read(self, work: Work[T]) -> T:
+        """Run *work* on one of the reading connections."""
+        async with asyncio.timeout(self._deadline), self._reading.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run *work* while no other replica appends."""
+        async with asyncio.timeout(self._deadline), self._writing.connect() as connection:
+            await connection.execute(_WRITING)
+            done = await connection.run_sync(work)
+            await self._commit(connection)
+            return done
+
+    @staticmethod
+    async def _commit(connection: AsyncConnection) -> None:
+        try:
+            await connection.commit()
+        except (*FAILURES, asyncio.CancelledError) as error:
+            raise InDoubt from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._reading.dispose()
+        await self._writing.dispose()
+
+
+def _sqlite_engine(url: str, deadline_seconds: float) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": deadline_seconds / 2, "check_same_thread": False})
+
+    def configure(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine, "connect", configure)
+    return engine
+
+
+def _postgres_engine(url: str, deadline_seconds: float, connections: int, isolation: str) -> AsyncEngine:
+    milliseconds = str(int(deadline_seconds * 1000))
+    return create_async_engine(
+        asyncpg_url(url),
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=deadline_seconds,
+        isolation_level=isolation,
+        connect_args={
+            "timeout": deadline_seconds,
+            "server_settings": {
+                "application_name": "registry-gateway",
+                "synchronous_commit": "on",
+                "statement_timeout": milliseconds,
+                "lock_timeout": milliseconds,
+                # a replica that stands still in the middle must not keep the others from writing
+                "idle_in_transaction_session_timeout": milliseconds,
+            },
+        },
+    )

