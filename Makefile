@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: run test check unit bench prove lock clean openapi
 
@@ -20,7 +21,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/registry-gateway policy test --min-coverage 100
 
 unit: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m tests.benchmarks.bench
