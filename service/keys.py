@@ -100,9 +100,11 @@ def _new(options: argparse.Namespace) -> int:
     )
     if options.scope:
         entry["scopes"] = list(options.scope)
-    for name, option in (("not_before", options.not_before), ("expires", options.expires)):
-        if option is not None:
-            entry[name] = _written(_when(option, now, f"--{name.replace('_', '-')}"))
+    begins = now if options.not_before is None else _when(options.not_before, now, "--not-before")
+    if options.not_before is not None:
+        entry["not_before"] = _written(begins)
+    if options.expires is not None:
+        entry["expires"] = _written(_end(options.expires, now, begins))
     named = options.config or os.environ.get(CONFIG)
     registries = load(options.config).settings.registries if named else None
     problem = entry_problem(msgspec.convert(entry, KeyEntry), registries)
@@ -185,7 +187,7 @@ def _rotate(options: argparse.Namespace) -> int:
         if old.begins is not None and now < old.begins:  # it is valid no sooner than the old one
             entry["not_before"] = _written(old.begins)
         if options.expires is not None:
-            entry["expires"] = _written(_when(options.expires, now, "--expires"))
+            entry["expires"] = _written(_end(options.expires, now, old.begins or now))
         elif old.ends is not None:
             message = f"the key {options.id!r} has an end; say when the new one ends, as with --expires 90d"
             raise BadConfiguration(message)
@@ -207,6 +209,19 @@ def _revoke(options: argparse.Namespace) -> int:
     edit(file, lambda text: with_fields(text, options.id, revoked=True), registries)
     say(f"revoked {options.id} in {file}; a running gateway follows within 5 seconds")
     return GOOD
+
+
+def _end(text: str, now: float, begins: float) -> float:
+    """Read when a key ends that is valid from *begins* on.
+
+    Raises:
+        BadConfiguration: it is no time, or the key would never be valid.
+    """
+    ends = _when(text, now, "--expires")
+    if ends <= max(now, begins):
+        message = f"--expires: the key would end at {_written(ends)}, before it is valid"
+        raise BadConfiguration(message)
+    return ends
 
 
 def _when(text: str, now: float, option: str) -> float:

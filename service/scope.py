@@ -19,7 +19,9 @@ def item_problem(item: str) -> str | None:
         return f"{item!r} is not <registry>/<action>, such as main/model:read, main/alias:* or */model:read"
     action = match[2]
     if action != "*" and action not in ACTIONS and not (action.endswith(":*") and action[:-2] in _OBJECTS):
-        return f"{item!r} names the unknown action {action!r}"
+        kind = action.partition(":")[0]
+        known = sorted(one for one in ACTIONS if one.startswith(f"{kind}:")) or sorted(f"{one}:*" for one in _OBJECTS)
+        return f"{item!r} names the unknown action {action!r}; there are: {', '.join(known)}"
     return None
 
 

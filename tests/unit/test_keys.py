@@ -194,9 +194,11 @@ def test_a_key_is_made_narrowed_rotated_and_revoked(tmp_path: Path, capsys: pyte
     ("options", "says"),
     [
         (["--scope", "main"], "is not <registry>/<action>"),
-        (["--scope", "main/model:reed"], "unknown action 'model:reed'"),
+        (["--scope", "main/model:reed"], "unknown action 'model:reed'; there are: model:create,"),
         (["--scope", "lake/model:read"], "names the registry 'lake'; there are: main"),
         (["--expires", "tomorrow"], "--expires: 'tomorrow' is neither a duration"),
+        (["--expires", "2020-01-01"], "--expires: the key would end at 2020-01-01T00:00:00Z, before it is valid"),
+        (["--expires", "10d", "--not-before", "30d"], "before it is valid"),
         (["--not-before", "0d"], "--not-before: '0d'"),
         (["--id", "a\u200bb"], "no control or format characters"),
         (["--group", "leads"], "'leads' is not group:"),
