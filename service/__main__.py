@@ -165,7 +165,8 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
             probe.listen()
         except OSError as error:
-            message = f"listen.host {host}, listen.port {port}: {error.strerror}; --port chooses another"
+            other = f"--port or {PREFIX}LISTEN__PORT chooses another"
+            message = f"listen.host {host}, listen.port {port}: {error.strerror}; {other}"
             raise BadConfiguration(message) from None
 
 
