@@ -270,9 +270,11 @@ def _audit_verify(options: argparse.Namespace) -> int:
 
 def _journal_upgrade(options: argparse.Namespace) -> int:
     from service.journal import schema
+    from service.journal.database import shown
 
-    schema.upgrade(load(options.config).journal_url())
-    say(f"the journal has schema {schema.HEAD}")
+    url = load(options.config).journal_url()
+    schema.upgrade(url)
+    say(f"{shown(url)}: the journal has schema {schema.HEAD}")
     return GOOD
 
 

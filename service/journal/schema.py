@@ -70,12 +70,14 @@ def check_readable(url: str) -> None:
     """
     found = revision(url)
     if found is None:
-        message = f"{shown(url)}: there is no journal yet; run: registry-gateway journal upgrade"
+        message = (
+            f"{shown(url)}: there is no journal yet; run: registry-gateway journal upgrade, with the same --config"
+        )
         raise BadConfiguration(message)
     if found != HEAD:
         message = (
             f"{shown(url)}: the journal has schema {found!r}, this version needs {HEAD!r}; "
-            "run: registry-gateway journal upgrade (or the version of the gateway that made it)"
+            "run: registry-gateway journal upgrade, with the same --config (or the version of the gateway that made it)"
         )
         raise BadConfiguration(message)
 
