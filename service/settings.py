@@ -325,7 +325,10 @@ def _validate(settings: Settings, file: YamlFile) -> None:
         )
     for default in named.values() if isinstance(named, dict) else [named]:
         if default is not None and default not in settings.registries:
-            raise file.error(f"default_registry: no registry is named {default!r}", "default_registry")
+            there = ", ".join(settings.registries)
+            raise file.error(
+                f"default_registry: no registry is named {default!r}; there are: {there}", "default_registry"
+            )
     if not 0 <= settings.listen.port <= 65535:  # TCP's range
         raise file.error("listen.port: must be 0 to 65535", "listen", "port")
     for network in settings.listen.trusted_proxies:

@@ -19,7 +19,7 @@ from service.api.problems import render_error, status_of
 from service.asgi import Event, Receive, RenderedError, Scope, header, once, read_body
 from service.audit import Operation, Trail
 from service.errors import GatewayError, IdentityUnavailable, InvalidRequest, RateLimited, Unauthenticated
-from service.model import Call, Caller, Principal
+from service.model import Call, Caller, Decision, Principal
 from service.scope import MAX_ITEMS, item_problem, within
 from service.strict import parse_json
 
@@ -104,6 +104,7 @@ class Exchange:
         call = Call(principal=principal, registry="", name="exchangeToken", needs=(), address=caller.address)
         operation = Operation.opened(call, self._trail.now())
         operation.action, operation.resource = "token:exchange", "tokens"
+        operation.decision = Decision(allowed=True, row="exchange")  # it gives no right, so no row is asked
         narrowed = "" if scope is None else f", narrowed to {' '.join(sorted(scope))}"
         operation.detail = f"issued the token {identifier} for {seconds} s{narrowed}"
         await self._trail.stored(operation, [])
@@ -137,7 +138,7 @@ class Exchange:
         for item in items:
             problem = item_problem(item)
             if problem is None and item.partition("/")[0] not in ("*", *self._registries):
-                problem = f"{item!r} names no configured registry"
+                problem = f"{item!r} names no configured registry; there are: {', '.join(self._registries)}"
             if problem:
                 raise Refused("invalid_scope", f"{problem}.")
         if principal.scope is not None and not within(items, principal.scope):

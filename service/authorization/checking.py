@@ -52,7 +52,7 @@ def _permission_problem(
     if subject != OWNER and not _SUBJECT.fullmatch(subject):
         return 1, _not_a_subject(subject, "user:, service:, group: or role:, and is not owner")
     if registry != "*" and registry not in registries:
-        return 2, f"the registry {registry!r} is not configured"
+        return 2, f"the registry {registry!r} is not configured; there are: {', '.join(sorted(registries))}"
     if problem := _set_pattern_problem(resource) if resource.startswith(SET) else _resource_problem(resource):
         return 3, problem
     if action not in ACTIONS and action != "*" and not (action.endswith(":*") and action[:-2] in _OBJECTS):

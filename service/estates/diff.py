@@ -140,5 +140,5 @@ def render(found: Difference, form: str) -> str:
 def _summary(found: Difference) -> str:
     denied = sum(item.count for item in found.changes if not item.allowed)
     allowed = sum(item.count for item in found.changes if item.allowed)
-    left = f"; {found.left_out} events left out, which name no right" if found.left_out else ""
+    left = f"; {found.left_out} events left out: nothing was decided for them" if found.left_out else ""
     return f"{found.events} events: {denied} calls would be denied now, {allowed} allowed now{left}."
