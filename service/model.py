@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -114,6 +114,16 @@ class Caller:
     address: str = ""
     key: str = ""
     """sha256 of principal and Idempotency-Key, where one was sent."""
+    identify: Callable[[], Awaitable[Principal]] | None = None
+    """Authenticates the same credential again."""
+
+    async def again(self) -> Caller:
+        """Return who the credential is of by now: keys and tokens end, and are taken back.
+
+        Raises:
+            Unauthenticated: nobody any more. IdentityUnavailable: it cannot be told.
+        """
+        return self if self.identify is None else replace(self, principal=await self.identify())
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,8 @@ def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
 def caller_of(request: Request[Any, Any, Any]) -> Caller:
     """Return who sent *request*, as the front door found."""
     state = request.scope["state"]
-    return Caller(state["principal"], client_address(request.scope), state.get("idempotency", ""))
+    address, key = client_address(request.scope), state.get("idempotency", "")
+    return Caller(state["principal"], address, key, state.get("identify"))
 
 
 def given(value: object) -> Provide:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -206,6 +207,7 @@ class Front:
             raise
         self._limits.succeeded(authorization)
         scope["state"]["principal"] = principal
+        scope["state"]["identify"] = partial(self._authenticate, authorization)
         try:
             self._limits.admit(principal.subject)
         except RateLimited as error:

@@ -66,7 +66,7 @@ class LiveDesk:
         """Get what is live; None if it is still what the ETag *known* names after *wait_seconds*.
 
         Raises:
-            NotFound: no such environment, or nothing is live in it. Denied: also while it was waited.
+            NotFound: no such environment, or nothing is live in it. Denied, Unauthenticated: also while it was waited.
             Busy: the caller waits `MAX_WAITS` times already.
         """
         with self._waits.hold(caller.principal.subject) if wait_seconds else contextlib.nullcontext():
@@ -86,7 +86,8 @@ class LiveDesk:
             if left <= 0 or not (known or wait_seconds):
                 break
             await self._watch.wait(registry, model, environment, left)
-            await self._open(caller, registry, model, name, "getEnvironment")  # a right may have gone meanwhile
+            caller = await caller.again()  # a credential may have been taken back meanwhile, or a right
+            await self._open(caller, registry, model, name, "getEnvironment")
         if version is None:
             message = f"Nothing is live in {name!r}."
             raise NotFound(message)

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+import yaml
 
 from service.backends.memory import MemoryTransport
 from service.governance.standing import MAX_WAITS
@@ -178,6 +179,25 @@ async def test_a_right_that_goes_while_waiting_is_missed_at_the_answer(running, 
         await ask(client, "promotions", second)
         answer = await waiting
         assert (answer.status, "version" in answer.json) == (403, False)
+
+
+async def test_a_key_that_is_revoked_while_its_owner_waits_is_told_nothing(running, tmp_path):
+    async with running(environments=simple(tmp_path)) as it:
+        client = Client(it.application.asgi)
+        first, second = await register(it, client), await register(it, client)
+        await ask(client, "promotions", first)
+        known = (await client("GET", LIVE)).headers["etag"]
+        viewer = client.be("user:viewer")
+        waiting = asyncio.create_task(viewer("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)]))
+        while not it.application.gateway._watch._waiting:
+            await asyncio.sleep(0)
+        keys = it.application.configuration.path("keys.yaml")
+        entries = [entry for entry in yaml.safe_load(keys.read_text()) if entry["principal"] != "user:viewer"]
+        keys.write_text(yaml.safe_dump(entries))
+        await it.application.follow_files()
+        await ask(client, "promotions", second)
+        answer = await waiting
+        assert (answer.status, "version" in answer.json) == (401, False)
 
 
 async def test_one_principal_waits_so_many_times_and_no_more(running, tmp_path):
