@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import asyncpg
+import psutil
 from sqlalchemy import make_url
 
 _NUMBERS = itertools.count(1)
@@ -28,6 +29,25 @@ class Postgres:
         name = f"journal_{next(_NUMBERS)}"
         await execute(self.admin_url, f"CREATE DATABASE {name}")
         return make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server and all its processes."""
+        pid = self.server.get_pid()
+        if pid is not None and psutil.pid_exists(pid):
+            for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+                process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a loss of power does."""
+        main = psutil.Process(self.server.get_pid())
+        everybody = [main, *main.children(recursive=True)]
+        for process in everybody:
+            process.kill()
+        psutil.wait_procs(everybody)
+
+    def start(self) -> None:
+        """Start it again on what it has on disk."""
+        self.server.ensure_postgres_running()
 
     def stop(self) -> None:
         self.server.cleanup()
