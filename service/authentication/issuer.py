@@ -214,6 +214,10 @@ def _require_problem(one: Issuer) -> str | None:
     for name, wanted in one.require.items():
         if not name or wanted in ((), ""):
             return f"{name!r} needs a value, or a list of them"
+        values = wanted if isinstance(wanted, tuple) else (wanted,)
+        other = next((value for value in values if not isinstance(value, str)), None)
+        if PRESETS[one.preset].text_only and other is not None:
+            return f"the claims of {one.preset} are text: write {name}: '{str(other).lower()}', with quotation marks"
     narrow = next((preset.narrow for preset in PRESETS.values() if preset.narrow_issuer == one.issuer), ())
     if narrow and not any(name in one.require for name in narrow):
         return (

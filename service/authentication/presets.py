@@ -26,6 +26,8 @@ class Preset:
     narrow: tuple[str, ...] = ()
     """One of these must be required: everybody in the world gets tokens of *narrow_issuer*."""
     narrow_issuer: str | None = None
+    text_only: bool = False
+    """Its issuer writes numbers and truth values as text, too."""
 
 
 _GITHUB = "https://token.actions.githubusercontent.com"
@@ -50,6 +52,7 @@ PRESETS: dict[str, Preset] = {
         max_lifetime_seconds=3600.0,
         narrow=("repository_id", "repository_owner_id", "enterprise_id"),
         narrow_issuer=_GITHUB,
+        text_only=True,
     ),
     "gitlab": Preset(
         principal="service:gitlab-{project_id}",
@@ -67,6 +70,7 @@ PRESETS: dict[str, Preset] = {
         jwks_url=f"{_GITLAB}/oauth/discovery/keys",
         narrow=("project_id", "namespace_id"),
         narrow_issuer=_GITLAB,
+        text_only=True,
     ),
     "kubernetes": Preset(
         principal="service:kubernetes/{/kubernetes.io/namespace}/{/kubernetes.io/serviceaccount/name}",
