@@ -88,7 +88,7 @@ async def test_a_journal_that_is_down_leaves_owners_as_they_were(running, tmp_pa
         ann = Client(it.application.asgi, "user:scientist")
         assert (await ann.rpc("POST", "registered-models/create", name="fraud")).status == 200
         (tmp_path / "journal.db").rename(tmp_path / "away.db")
-        it.application.journal._engine.dispose()
+        it.application.journal._database._engine.dispose()
         assert (await ann.rpc("GET", "registered-models/get", name="fraud")).status == 200
 
 
