@@ -48,6 +48,10 @@ def resource(*parts: str) -> str:
     return "/".join(segment(part) for part in parts)
 
 
+MAX_NAME_CHARACTERS = 300
+"""Of a principal or a group: what the journal keeps of one."""
+
+
 class Record(Enum):
     """How much the journal keeps of an RPC."""
 

@@ -12,7 +12,7 @@ import msgspec
 
 from service.errors import BadConfiguration
 from service.files import YamlFile, yaml_items
-from service.model import RESERVED, Principal
+from service.model import MAX_NAME_CHARACTERS, RESERVED, Principal
 from service.scope import MAX_ITEMS, item_problem
 from service.strict import has_control
 
@@ -106,6 +106,8 @@ def _problem(entry: KeyEntry, registries: Collection[str] | None) -> tuple[str, 
         return "id", f"the id has 1 to {_MAX_ID} characters, no control or format characters among them"
     if not PRINCIPAL.fullmatch(entry.principal) or has_control(entry.principal):
         return "principal", f"the principal {entry.principal!r} is not user:… or service:…"
+    if len(entry.principal) > MAX_NAME_CHARACTERS:
+        return "principal", f"the principal has {len(entry.principal)} characters, over {MAX_NAME_CHARACTERS}"
     if entry.principal in RESERVED:
         return "principal", f"the principal {entry.principal!r} is the gateway's own word in events; take another"
     person = entry.acting_for

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from service.model import MAX_NAME_CHARACTERS
 from service.strict import has_control
 
 MAX_CLAIM_CHARACTERS = 255
@@ -121,6 +122,9 @@ class Template:
                 message = f"the claim {name!r} {problem}, so it does not become a part of {self.text!r}"
                 raise ClaimError(message)
             text += value + after
+        if len(text) > MAX_NAME_CHARACTERS:
+            message = f"{self.text!r} becomes a name of {len(text)} characters, over {MAX_NAME_CHARACTERS}"
+            raise ClaimError(message)
         return text
 
     def meets(self, other: Template) -> bool:

@@ -21,7 +21,7 @@ from service.journal import schema
 from service.journal.database import InDoubt, asyncpg_url
 from service.journal.store import SqlJournal
 from service.journal.verify import verify
-from service.model import Call, Need, Principal
+from service.model import MAX_NAME_CHARACTERS, Call, Need, Principal
 from service.records import Approval, Quarantine
 from tests.postgres import execute
 
@@ -341,6 +341,14 @@ async def test_a_long_journal_is_read_in_pages(journal):
     assert (until, [event["data"]["model"] for event in events]) == (5000, ["first"])
     until, events = await journal.model_changes(until)
     assert (until, [event["data"]["model"] for event in events]) == (5002, ["last"])
+
+
+async def test_the_longest_name_of_a_principal_is_kept_whole(journal):
+    trail = Trail(journal, [], "/test")
+    who = "user:" + "\u00e4" * (MAX_NAME_CHARACTERS - 5)
+    call = Call(principal=Principal(who), registry="main", name="x", needs=())
+    await trail.intent(Operation.opened(call, 1000.0))
+    assert [event["data"]["actor"]["subject"] for _, event in await journal.events({"actor": who}, 0, 10)] == [who]
 
 
 def change(model="iris", version="1") -> Operation:

@@ -59,3 +59,14 @@ def test_templates_that_are_said_not_to_meet_never_do(first, second, values):
 def test_templates_that_are_refused(text, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         Template.parse(text, "user:", "service:")
+
+
+@pytest.mark.parametrize(("length", "fits"), [(294, True), (295, False)])
+def test_a_name_is_no_longer_than_the_journal_keeps(length, fits):
+    template = Template.parse("user:{a}/{b}", "user:")
+    claims = {"a": "a" * 150, "b": "b" * (length - 150)}
+    if fits:
+        assert len(template.fill(claims)) == 300
+    else:
+        with pytest.raises(ClaimError, match="becomes a name of 301 characters, over 300"):
+            template.fill(claims)

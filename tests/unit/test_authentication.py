@@ -116,6 +116,7 @@ OTHER = ENTRY.replace("ann-1", "ann-2").replace(SHA, "f" * 64)
         (ENTRY.replace("user:ann", "'user:'"), 2, "principal 'user:'"),
         (ENTRY.replace("user:ann", "user:a:b"), 2, "principal 'user:a:b'"),
         (ENTRY.replace("user:ann", '"user:a\\u200Bb"'), 2, "principal"),
+        (ENTRY.replace("user:ann", "user:" + "a" * 296), 2, "301 characters, over 300"),
         (ENTRY + "  groups: [role:x]\n", 4, "group 'role:x'"),
         (ENTRY + "  groups: ['group:a', leads]\n", 4, "group 'leads'"),
         (ENTRY + "  groups: group:a\n", 4, "Expected `array`"),
