@@ -15,7 +15,7 @@ from service.audit import OpenOperation
 from service.backend import Backend
 from service.consequences import consequences, debt_of, fulfilled
 from service.effects import Effect, MadeLive, Registered
-from service.errors import GatewayError, NotFound
+from service.errors import Busy, GatewayError, NotFound
 from service.gateway import Gateway
 from service.guard import live_version, marked_versions
 from service.marking import ended_elsewhere, made_live, missing_marks, write_mark
@@ -93,6 +93,8 @@ class Reconciler:
         for found in items:
             try:
                 settled = await self._settle(found)
+            except Busy:  # the model is being changed: the next sweep looks again
+                settled = False
             except Exception as error:  # noqa: BLE001  # one odd operation must not keep the others open
                 _log.warning("cannot settle yet", operation=found.operation, problem=f"{type(error).__name__}: {error}")
                 settled = False
