@@ -44,6 +44,7 @@ from service.gateway import Gateway
 from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
+from service.journal.locks import Sole
 from service.journal.store import SqlJournal
 from service.model import People, Principal, Scope
 from service.modes import ENFORCE, Modes
@@ -245,7 +246,7 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
         if self.sole is not None:
-            await self.sole.take(SOLE_SECONDS)
+            await self._be_the_only_one(self.sole)
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
         self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
@@ -289,6 +290,14 @@ class Application:
                 await self.sole.close()
             for backend in self.backends.values():
                 await backend.close()
+
+    @staticmethod
+    async def _be_the_only_one(sole: Sole) -> None:
+        try:
+            await sole.take(0)
+        except e.JournalUnavailable as error:
+            _log.warning("waiting for the journal", seconds=SOLE_SECONDS, problem=error.detail)
+            await sole.take(SOLE_SECONDS)
 
     async def _may_write(self) -> None:
         """Return if nobody else may be changing what this process is about to change.
