@@ -10,6 +10,7 @@ import pytest
 
 from service import reconciler
 from service.backends.http import HttpTransport
+from service.unsettled import Pending
 from tests.conftest import TOKENS
 from tests.faults.proxy import proxied
 from tests.faults.served import served
@@ -23,8 +24,15 @@ async def test_twenty_repeats_make_one_version(running, mlflow_server, monkeypat
     from mlflow.exceptions import RestException
 
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKENS["user:scientist"])
-    monkeypatch.setattr(reconciler, "_PACE_SECONDS", 0.2)
+    monkeypatch.setattr(reconciler, "_PACE_SECONDS", 3600)  # it looks when all wait, not before
     monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 1.0)
+    waiting, outcome = asyncio.Semaphore(0), Pending.outcome
+
+    def counted(pending, seconds):
+        waiting.release()
+        return outcome(pending, seconds)
+
+    monkeypatch.setattr(Pending, "outcome", counted)
     async with (
         proxied(mlflow_server.url) as proxy,
         running(
@@ -55,7 +63,12 @@ async def test_twenty_repeats_make_one_version(running, mlflow_server, monkeypat
         proxy.swallow_answers_to = proxy.lose_requests_to = ""
         with ThreadPoolExecutor(20) as pool:  # the loop's own threads read the journal
             loop = asyncio.get_running_loop()
-            made = await asyncio.gather(*(loop.run_in_executor(pool, create) for _ in range(20)))
+            repeats = [loop.run_in_executor(pool, create) for _ in range(20)]
+            for _ in repeats:
+                await waiting.acquire()
+            while await it.application.reconciler.sweep():
+                await asyncio.sleep(0.1)
+            made = await asyncio.gather(*repeats)
         assert {version.version for version in made} == {"1"}
         versions = await it.application.backends["main"].list_versions(name)
         assert [version.version for version in versions] == ["1"]
