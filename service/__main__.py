@@ -205,25 +205,23 @@ def _check(options: argparse.Namespace) -> int:
 def doubts_of(configuration: Configuration) -> list[str]:
     """List what is allowed in good files, and is probably not what was meant, each with file and line."""
     from service.authorization.doubts import doubts
-    from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
     from service.parts import environments_of
+    from service.policy_tests import snapshot_of
 
     settings = configuration.settings
-    rows = configuration.path(settings.access.rows)
-    snapshot = Snapshot(configuration.path(settings.access.model), rows, settings.registries, settings.access.limits)
+    snapshot = snapshot_of(configuration)
     modes = [
         f"{configuration.file or 'registries'}: registries.{name}.mode is {item.mode}: access to it is not enforced"
         for name, item in settings.registries.items()
         if item.mode != ENFORCE
     ]
     environments = environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities))
-    return modes + doubts(snapshot, rows, tuple(item.name for item in environments))
+    return modes + doubts(snapshot, configuration.path(settings.access.rows), tuple(item.name for item in environments))
 
 
 def problems_of(configuration: Configuration) -> list[str]:
     """List what is wrong in the files a configuration names, each with file and line; start nothing."""
-    from service.authorization.snapshot import Snapshot
     from service.backends.mlflow import MlflowBackend
     from service.parts import (
         api_keys_of,
@@ -234,12 +232,11 @@ def problems_of(configuration: Configuration) -> list[str]:
         revoked_of,
         tls_of,
     )
+    from service.policy_tests import snapshot_of
 
-    settings, path = configuration.settings, configuration.path
+    settings = configuration.settings
     parts: list[Callable[[], object]] = [
-        lambda: Snapshot(
-            path(settings.access.model), path(settings.access.rows), settings.registries, settings.access.limits
-        ),
+        lambda: snapshot_of(configuration),
         lambda: environments_of(configuration, dict.fromkeys(settings.registries, MlflowBackend.capabilities)),
     ]
     if configuration.file is not None:  # the embedded default writes its own keys

@@ -195,8 +195,7 @@ class Application:
 
     def _scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
         """Say which names a search asks for: every one where access is not enforced and the credential not narrowed."""
-        narrowed = principal.scope is not None and not covers(principal.scope, registry, action)
-        if self.modes.of(registry) != ENFORCE and not narrowed:
+        if self.modes.of(registry) != ENFORCE and covers(principal.scope, registry, action):
             return Scope(prefixes=frozenset({""}))
         return self.authorizer.scope(principal, registry, kind, action)
 

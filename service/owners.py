@@ -18,6 +18,8 @@ from service.errors import GatewayError
 
 NOBODY = ""
 """Owns what was created, or can be created again, against the policy."""
+TELLING = ("ModelCreate", "ModelRename", "ModelDelete")
+"""Kinds of changes after which a model has another owner; an adoption may name one, too."""
 _PACE_SECONDS = 1.0
 _log = structlog.get_logger()
 
@@ -165,5 +167,5 @@ def _named_in_baseline(data: Mapping[str, Any]) -> str | None:
 def _is_told(event: Event) -> bool:
     data = event["data"]
     kind = (data.get("change") or {}).get("kind")
-    told = kind in ("ModelCreate", "ModelRename", "ModelDelete") or _named_in_baseline(data) is not None
+    told = kind in TELLING or _named_in_baseline(data) is not None
     return bool(told and data.get("outcome") == "succeeded")

@@ -25,9 +25,9 @@ def item_problem(item: str) -> str | None:
     return None
 
 
-def covers(scope: Iterable[str], registry: str, action: str) -> bool:
-    """Tell whether *scope* lets *action* on *registry* through to the policy."""
-    return any(_covers(item, registry, action) for item in scope)
+def covers(scope: Iterable[str] | None, registry: str, action: str) -> bool:
+    """Tell whether *scope* lets *action* on *registry* through to the policy; None, which narrows nothing, does."""
+    return scope is None or any(_covers(item, registry, action) for item in scope)
 
 
 def reaches(scope: Iterable[str] | None, registry: str) -> bool:

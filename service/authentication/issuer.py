@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from service.authentication.keysets import ALGORITHMS
+from service.authentication.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, MAX_LEEWAY_SECONDS
 from service.authentication.presets import PRESETS, Preset
 from service.authentication.templates import Template
-from service.authentication.tokens import DEFAULT_ALGORITHMS, MAX_LEEWAY_SECONDS
 from service.strict import has_control
 
 MAX_CLAIMS = 40

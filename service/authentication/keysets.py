@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,18 +10,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import Key, import_key
 from joserfc.jws import JWSRegistry
 
+from service.authentication.algorithms import ALGORITHMS
 from service.errors import InvalidRequest
 from service.strict import parse_json
 
-ALGORITHMS: Mapping[str, tuple[str, str | None]] = {
-    **{f"{family}{bits}": ("RSA", None) for family in ("RS", "PS") for bits in (256, 384, 512)},
-    "ES256": ("EC", "P-256"),
-    "ES384": ("EC", "P-384"),
-    "ES512": ("EC", "P-521"),
-    "EdDSA": ("OKP", "Ed25519"),
-    "Ed25519": ("OKP", "Ed25519"),
-}
-"""What may be configured, each with the key type and curve that it takes. No ``none``, nothing with a shared secret."""
 MAX_KEYS = 100
 MAX_KID_CHARACTERS = 512
 _RSA_BITS = range(2048, 8193)

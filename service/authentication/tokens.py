@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.authentication.keysets import ALGORITHMS, MAX_KID_CHARACTERS, Keys
+from service.authentication.algorithms import ALGORITHMS, DEFAULT_ALGORITHMS, MAX_LEEWAY_SECONDS
+from service.authentication.keysets import MAX_KID_CHARACTERS, Keys
 from service.errors import InvalidRequest, Unauthenticated
 from service.strict import parse_json
 
 MAX_TOKEN_BYTES = 16 << 10
-MAX_LEEWAY_SECONDS = 60
-DEFAULT_ALGORITHMS = frozenset({"RS256", "ES256"})
 REFUSED = "The token is not accepted; the gateway's audit log says why. Ask for a new one, or use an API key."
 """All that a caller is told."""
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")

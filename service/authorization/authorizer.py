@@ -149,7 +149,7 @@ class Authorizer:
     def scope(self, principal: Principal, registry: str, kind: str, action: str) -> Scope:
         """Return what can be read at most, by the snapshot in force and what the credential is narrowed to."""
         snapshot = self._in_force()
-        if principal.scope is not None and not covers(principal.scope, registry, action):
+        if not covers(principal.scope, registry, action):
             return Scope()
         owned = frozenset[str]()
         if snapshot.names_owner and self._owners is not None:
@@ -164,7 +164,7 @@ class Authorizer:
         Who created the model of *owned_as*, if it is given, counts as owner: a model is renamed with its owner.
         """
         snapshot = self._in_force()
-        if principal.scope is not None and not covers(principal.scope, registry, action):
+        if not covers(principal.scope, registry, action):
             return Decision(revision=snapshot.revision, beyond_scope=True)
         owns = snapshot.names_owner and self.owns(principal, registry, owned_as or resource)
         return snapshot.decide_whole(principal, registry, resource, action, owns=owns)

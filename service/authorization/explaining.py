@@ -13,7 +13,7 @@ from service.authorization.roles import Link
 from service.authorization.rows import Row
 from service.authorization.snapshot import Snapshot
 from service.explanation import JOURNAL, Explanation, Holder, Near, PolicyRow, Step, WhoCan
-from service.model import Principal
+from service.model import Decision, Principal
 from service.scope import covers
 
 MAX_NEAR = 10
@@ -37,22 +37,17 @@ def explain(
 
     Takes time that grows with the rows: not on the event loop. *pace* is called at each row.
     """
-    decision = snapshot.decide_whole(principal, registry, resource, action, owns=owns)
-    deciding = next((row for row in snapshot.rows if decision.row and row.where == decision.row), None)
-    return Explanation(
-        subject=principal.subject,
-        groups=tuple(sorted(principal.groups)),
-        registry=registry,
-        resource=resource,
-        action=action,
-        allowed=decision.allowed,
-        revision=decision.revision,
+    asked = (registry, resource, action)
+    decision = snapshot.decide_whole(principal, *asked, owns=owns)
+    deciding = snapshot.row_at(decision.row) if decision.row else None
+    return replace(
+        _decided(principal, asked, decision),
         row=shown(deciding) if deciding else None,
         decided_on=_decided_on(snapshot, deciding, resource) if deciding else "",
         path=tuple(path_to(snapshot, principal, deciding.subject, owns=owns)) if deciding else (),
         sets=tuple(sets_to(snapshot, resource, deciding.resource)) if deciding else (),
         roles=tuple(sorted(snapshot.roles_of(principal, owns=owns))),
-        near=tuple(_near(snapshot, principal, (registry, resource, action), deciding, pace, owns=owns)),
+        near=tuple(_near(snapshot, principal, asked, deciding, pace, owns=owns)),
     )
 
 
@@ -64,14 +59,13 @@ def who_can(
     Groups that only credentials name are listed as groups, not by their members; `owner` stands for who created it.
     *pace* is called at each subject.
     """
-    rows = {row.where: row for row in snapshot.rows}
     names = {row.subject for row in snapshot.rows} | {name for link in snapshot.links for name in link[:2]}
     found: dict[bool, list[Holder]] = {True: [], False: []}
     for name in sorted(names, key=lambda name: (name.startswith("role:"), name)):
         pace()
         decision = snapshot.decide_whole(Principal(name), registry, resource, action, owns=name == OWNER)
         if decision.row is not None:
-            found[decision.allowed].append(Holder(name, shown(rows[decision.row])))
+            found[decision.allowed].append(Holder(name, shown(snapshot.row_at(decision.row))))
     return WhoCan(
         registry,
         resource,
@@ -97,31 +91,28 @@ class PolicyExplainer:
 
     def decide(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
         """Say what is decided, without any row. Takes microseconds."""
-        found = self._authorizer.decide(principal, registry, resource, action)
-        groups = tuple(sorted(principal.groups))
-        return Explanation(
-            principal.subject,
-            groups,
-            registry,
-            resource,
-            action,
-            found.allowed,
-            found.revision,
-            beyond_scope=found.beyond_scope,
-        )
+        asked = (registry, resource, action)
+        return _decided(principal, asked, self._authorizer.decide(principal, *asked))
 
     def explain(self, principal: Principal, registry: str, resource: str, action: str) -> Explanation:
         """Explain a decision; of what the credential is narrowed from no row is named."""
         snapshot = self._authorizer.snapshot
         owns = snapshot.names_owner and self._authorizer.owns(principal, registry, resource)
         found = explain(snapshot, principal, registry, resource, action, owns=owns, pace=Pace())
-        if principal.scope is None or covers(principal.scope, registry, action):
+        if covers(principal.scope, registry, action):
             return found
         return replace(found, allowed=False, beyond_scope=True, row=None, decided_on="", path=(), sets=(), near=())
 
     def who_can(self, registry: str, resource: str, action: str) -> WhoCan:
         """Decide for every subject of the policy."""
         return who_can(self._authorizer.snapshot, registry, resource, action, Pace())
+
+
+def _decided(principal: Principal, asked: tuple[str, str, str], decision: Decision) -> Explanation:
+    """Say what was decided, without any row."""
+    groups = tuple(sorted(principal.groups))
+    allowed, revision, beyond = decision.allowed, decision.revision, decision.beyond_scope
+    return Explanation(principal.subject, groups, *asked, allowed, revision, beyond_scope=beyond)
 
 
 def shown(row: Row) -> PolicyRow:

@@ -7,6 +7,7 @@ Casbin alone reads every row for every request.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,18 +125,13 @@ class Snapshot:
 
         Pure; an unknown principal leaves no trace. *owns* says that the principal created the model.
         """
-        row = next(self._matching(principal, registry, resource, action, owns=owns), None)
+        row = next(self.matching(principal, registry, resource, action, owns=owns), None)
         return Decision(self._matcher.allows(row), row.where if row else None, self.revision)
 
     def matching(
         self, principal: Principal, registry: str, resource: str, action: str, *, owns: bool = False
-    ) -> list[Row]:
-        """List every row that matches, the deciding one first: those that deny, then those that allow."""
-        return list(self._matching(principal, registry, resource, action, owns=owns))
-
-    def _matching(
-        self, principal: Principal, registry: str, resource: str, action: str, *, owns: bool
     ) -> Iterator[Row]:
+        """Yield every row that matches, the deciding one first: those that deny, then those that allow."""
         roles = self.roles_of(principal, owns=owns)
         sets = self._sets.get(member_of(resource), _NONE) if self._sets else _NONE
         names = {"r_sub": Subject(principal.subject, roles), "r_reg": registry, "r_obj": resource, "r_act": action}
@@ -183,6 +179,10 @@ class Snapshot:
                 parts.append(part)
                 pace()
         return parts
+
+    def row_at(self, where: str) -> Row:
+        """Return the permission row that a decision names as *where*."""
+        return self.rows[bisect_left(self.rows, int(where.rpartition(":")[2]), key=lambda row: row.line)]
 
     def closure_of(self, role: str) -> frozenset[str]:
         """Return *role* and all that it is a member of."""

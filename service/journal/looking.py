@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Select, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -41,15 +41,16 @@ class Look:
             self._runner.run(self._asynchronous.dispose())
             self._runner.close()
 
-    def rows(self, query: str, **parameters: Any) -> list[Row]:
+    def rows(self, query: str | Select[Any], **parameters: Any) -> list[Row]:
         """Run one SELECT with ``:name`` parameters.
 
         Raises:
             BadConfiguration: the journal cannot be read.
         """
+        statement = text(query) if isinstance(query, str) else query
 
         def work(connection: Connection) -> list[Row]:
-            return [tuple(row) for row in connection.execute(text(query), parameters)]
+            return [tuple(row) for row in connection.execute(statement, parameters)]
 
         try:
             if self._runner is None:

@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from sqlalchemy import Select, bindparam, select
+
 from service.errors import BadConfiguration
+from service.journal import tables as t
 from service.journal.looking import Look
+from service.journal.reads import TELLS_OWNERS
 from service.journal.schema import check_readable
 
 _PAGE = 200
@@ -29,13 +33,13 @@ _LAST = """
     WHERE sequence < :before AND phase != 'intent'
     ORDER BY sequence DESC LIMIT :page
 """
-_MODELS = """
-    SELECT sequence, body FROM events
-    WHERE sequence > :last AND time >= :since AND time < :until AND outcome = 'succeeded'
-      AND (action = 'environment:adopt' OR body LIKE '%"kind":"ModelCreate"%'
-           OR body LIKE '%"kind":"ModelRename"%' OR body LIKE '%"kind":"ModelDelete"%')
-    ORDER BY sequence LIMIT :page
-"""
+_MODELS = (
+    select(t.events.c.sequence, t.events.c.body)
+    .where(t.events.c.sequence > bindparam("last"), TELLS_OWNERS)
+    .where(t.events.c.time >= bindparam("since"), t.events.c.time < bindparam("until"))
+    .order_by(t.events.c.sequence)
+    .limit(bindparam("page"))
+)
 _FACTS = "SELECT body FROM documents WHERE kind = 'facts' AND digest = :digest"
 
 
@@ -90,7 +94,7 @@ class Past:
             if len(rows) < _PAGE:
                 return
 
-    def _pages(self, query: str, since: float, until: float) -> Iterator[dict[str, Any]]:
+    def _pages(self, query: str | Select[Any], since: float, until: float) -> Iterator[dict[str, Any]]:
         last = 0
         while True:
             rows = self._journal.rows(query, last=last, since=since, until=until, page=_PAGE)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import BigInteger, Connection, Select, bindparam, func, or_, select
+from sqlalchemy import BigInteger, Connection, Select, and_, bindparam, func, or_, select
 
 from service.audit import ANY, Event, Kept, KnownOperation, OpenOperation, StoredAnswer
 from service.effects import Signed
@@ -16,6 +16,7 @@ from service.errors import JournalUnavailable
 from service.journal import tables as t
 from service.journal.database import FAILURES, Database
 from service.model import People
+from service.owners import TELLING
 from service.records import (
     Approval,
     Creation,
@@ -59,20 +60,23 @@ _QUARANTINES = (
 _PAGE = 5000
 _LAST = select(func.max(t.events.c.sequence))
 _AFTER = bindparam("after", type_=BigInteger)
+TELLS_OWNERS = and_(
+    t.events.c.outcome == "succeeded",
+    or_(
+        *(t.events.c.body.contains(f'"kind":"{kind}"') for kind in TELLING),
+        t.events.c.action == "environment:adopt",
+    ),
+)
+"""Which events say who owns a model. A text of a caller cannot look like that: its quotation marks are escaped."""
 _MODEL_CHANGES = (
     select(t.events.c.body)
     .where(
         t.events.c.sequence > _AFTER,
         t.events.c.sequence <= _AFTER + _PAGE,  # a page has a bounded cost, however long the journal is
-        t.events.c.outcome == "succeeded",
-        or_(
-            *(t.events.c.body.contains(f'"kind":"{kind}"') for kind in ("ModelCreate", "ModelRename", "ModelDelete")),
-            t.events.c.action == "environment:adopt",
-        ),
+        TELLS_OWNERS,
     )
     .order_by(t.events.c.sequence)
 )
-"""A text of a caller cannot look like that: its quotation marks are escaped."""
 # Built once: a statement costs more to build than to run.
 _RECORDS = (
     select(t.creations).where(*_of(t.creations.c)),

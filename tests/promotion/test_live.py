@@ -161,19 +161,25 @@ async def test_where_many_models_are_waited_for_each_is_read_less_often(running,
         assert it.memory.reads - before <= 60 * 2 + 3 * 10 + 60
 
 
+async def viewer_waits(it, client):
+    """Make the first of two versions live, and have the viewer wait; return the second and what the viewer gets."""
+    first, second = await register(it, client), await register(it, client)
+    await ask(client, "promotions", first)
+    known = (await client("GET", LIVE)).headers["etag"]
+    viewer = client.be("user:viewer")
+    waiting = asyncio.create_task(viewer("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)]))
+    while not it.application.gateway._watch._waiting:
+        await asyncio.sleep(0)
+    return second, waiting
+
+
 async def test_a_right_that_goes_while_waiting_is_missed_at_the_answer(running, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text((ROOT / "policies/policy.csv").read_text())
     access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
     async with running(environments=simple(tmp_path), access=access) as it:
         client = Client(it.application.asgi)
-        first, second = await register(it, client), await register(it, client)
-        await ask(client, "promotions", first)
-        known = (await client("GET", LIVE)).headers["etag"]
-        viewer = client.be("user:viewer")
-        waiting = asyncio.create_task(viewer("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)]))
-        while not it.application.gateway._watch._waiting:
-            await asyncio.sleep(0)
+        second, waiting = await viewer_waits(it, client)
         rows.write_text(rows.read_text().replace("g, group:readers, role:reader", ""))
         it.application.authorizer.reload()
         await ask(client, "promotions", second)
@@ -184,13 +190,7 @@ async def test_a_right_that_goes_while_waiting_is_missed_at_the_answer(running, 
 async def test_a_key_that_is_revoked_while_its_owner_waits_is_told_nothing(running, tmp_path):
     async with running(environments=simple(tmp_path)) as it:
         client = Client(it.application.asgi)
-        first, second = await register(it, client), await register(it, client)
-        await ask(client, "promotions", first)
-        known = (await client("GET", LIVE)).headers["etag"]
-        viewer = client.be("user:viewer")
-        waiting = asyncio.create_task(viewer("GET", f"{LIVE}?wait=30", headers=[("if-none-match", known)]))
-        while not it.application.gateway._watch._waiting:
-            await asyncio.sleep(0)
+        second, waiting = await viewer_waits(it, client)
         keys = it.application.configuration.path("keys.yaml")
         entries = [entry for entry in yaml.safe_load(keys.read_text()) if entry["principal"] != "user:viewer"]
         keys.write_text(yaml.safe_dump(entries))

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 from service.app import Application
 from service.backend import Backend
-from service.journal import schema
 from service.settings import load
 from tests.client import Client, Reply
-from tests.conftest import write_configuration
+from tests.conftest import new_journal, write_configuration
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ class World:
 def world(directory: Path, **changes: object) -> Iterator[World]:
     """Start an application over the registry that *changes* configure."""
     configuration = load(write_configuration(directory, **changes), environ={})
-    schema.upgrade(configuration.journal_url())
+    new_journal(configuration.journal_url())
     with asyncio.Runner() as runner:
 
         async def begin() -> tuple[Application, Any]:

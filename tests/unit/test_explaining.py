@@ -18,18 +18,8 @@ MODEL = ROOT / "policies/model.conf"
 ANN = Principal("user:ann")
 
 
-@pytest.fixture
-def load(tmp_path):
-    def load(*rows):
-        path = tmp_path / "policy.csv"
-        path.write_text("".join(f"{row}\n" for row in rows))
-        return Snapshot(MODEL, path, ["main", "other"])
-
-    return load
-
-
-def test_the_row_and_the_way_to_it_are_named(load):
-    snapshot = load(
+def test_the_row_and_the_way_to_it_are_named(policy_of):
+    snapshot = policy_of(
         "g, group:x, role:y",
         "g, role:y, role:z",
         "g, user:ann, role:q",
@@ -47,8 +37,8 @@ def test_the_row_and_the_way_to_it_are_named(load):
     assert "path: user:ann -> group:x (of the credential) -> role:y (policy.csv:1)" in found.text()
 
 
-def test_the_way_is_the_shortest_and_circles_end(load):
-    snapshot = load(
+def test_the_way_is_the_shortest_and_circles_end(policy_of):
+    snapshot = policy_of(
         "g, user:ann, role:a",
         "g, role:a, role:b",
         "g, role:b, role:a",
@@ -72,8 +62,8 @@ def test_the_way_is_the_shortest_and_circles_end(load):
         ("p, user:ann, other, models/x, model:read, allow", ["resource", "registry"], "; its registry other is not"),
     ],
 )
-def test_a_row_that_nearly_matched_says_why_not(load, row, differs, says):
-    found = explain(load(row), ANN, "main", "models/iris", "model:read")
+def test_a_row_that_nearly_matched_says_why_not(policy_of, row, differs, says):
+    found = explain(policy_of(row), ANN, "main", "models/iris", "model:read")
     assert (found.allowed, found.row) == (False, None)
     assert [list(near.differs) for near in found.near] == [differs]
     assert says in found.near[0].because
@@ -81,29 +71,29 @@ def test_a_row_that_nearly_matched_says_why_not(load, row, differs, says):
     assert says in found.text()
 
 
-def test_a_pattern_for_the_thing_itself_says_that_it_does_not_reach_below(load):
-    snapshot = load("p, user:ann, main, models/iris, model:read, allow")
+def test_a_pattern_for_the_thing_itself_says_that_it_does_not_reach_below(policy_of):
+    snapshot = policy_of("p, user:ann, main, models/iris, model:read, allow")
     found = explain(snapshot, ANN, "main", "models/iris/environments/production", "model:read")
     assert found.near[0].because == "models/iris covers nothing below itself; models/iris/* does"
 
 
-def test_what_is_far_is_not_near(load):
-    snapshot = load(
+def test_what_is_far_is_not_near(policy_of):
+    snapshot = policy_of(
         "p, role:y, main, models/fraud, model:read, allow", "p, user:ann, other, models/x, alias:set, allow"
     )
     assert explain(snapshot, ANN, "main", "models/iris", "model:read").near == ()
 
 
-def test_the_nearest_come_first_and_no_more_than_ten(load):
+def test_the_nearest_come_first_and_no_more_than_ten(policy_of):
     rows = [f"p, role:r{number}, main, models/iris, model:read, allow" for number in range(20)]
     rows += ["p, user:ann, main, models/a, model:read, allow", "p, user:ann, main, models/iri, model:read, allow"]
-    near = explain(load(*rows), ANN, "main", "models/iris", "model:read").near
+    near = explain(policy_of(*rows), ANN, "main", "models/iris", "model:read").near
     assert len(near) == MAX_NEAR
     assert [item.where for item in near[:3]] == ["policy.csv:22", "policy.csv:21", "policy.csv:1"]
 
 
-def test_an_allow_that_a_deny_beats_is_named(load):
-    snapshot = load(
+def test_an_allow_that_a_deny_beats_is_named(policy_of):
+    snapshot = policy_of(
         "p, user:ann, main, models/*, model:read, allow", "p, user:ann, main, models/iris, model:read, deny"
     )
     found = explain(snapshot, ANN, "main", "models/iris", "model:read")
@@ -111,8 +101,8 @@ def test_an_allow_that_a_deny_beats_is_named(load):
     assert found.near[0].because == "it matches, and the deny of policy.csv:2 beats it"
 
 
-def test_an_environment_that_its_model_closes_says_so(load):
-    snapshot = load("p, user:ann, main, *, *, allow", "p, user:ann, main, models/iris, model:read, deny")
+def test_an_environment_that_its_model_closes_says_so(policy_of):
+    snapshot = policy_of("p, user:ann, main, *, *, allow", "p, user:ann, main, models/iris, model:read, deny")
     found = explain(snapshot, ANN, "main", "models/iris/environments/production", "model:read")
     assert (found.allowed, found.row.where, found.decided_on) == (False, "policy.csv:2", "models/iris")
     assert "on: models/iris, which models/iris/environments/production is read as part of" in found.text()
@@ -147,8 +137,8 @@ def test_an_explanation_agrees_with_the_decision(tmp_path_factory, data):
         assert (name in listed) == snapshot.decide(Principal(name), "main", "models/iris", "model:read").allowed
 
 
-def test_who_can_lists_holders_and_who_is_kept_away_by_name(load):
-    snapshot = load(
+def test_who_can_lists_holders_and_who_is_kept_away_by_name(policy_of):
+    snapshot = policy_of(
         "p, role:y, *, models/*, model:read, allow",
         "g, group:x, role:y",
         "g, user:bob, role:y",
@@ -164,8 +154,8 @@ def test_who_can_lists_holders_and_who_is_kept_away_by_name(load):
     assert "denied by a row:\n  user:bob by policy.csv:4" in found.text()
 
 
-def test_the_way_of_a_model_into_a_set_is_named(load):
-    snapshot = load(
+def test_the_way_of_a_model_into_a_set_is_named(policy_of):
+    snapshot = policy_of(
         "g2, models/iris, set:a",
         "g2, set:a, set:b",
         "p, user:ann, main, set:b/*, *, allow",
@@ -182,8 +172,8 @@ def test_the_way_of_a_model_into_a_set_is_named(load):
     assert [item.subject for item in who_can(snapshot, "main", "models/iris", "model:read").allowed] == ["user:bob"]
 
 
-def test_an_owner_comes_to_its_rows_by_the_journal(load):
-    snapshot = load("g, owner, role:keeper", "p, role:keeper, main, models/*, model:update, allow")
+def test_an_owner_comes_to_its_rows_by_the_journal(policy_of):
+    snapshot = policy_of("g, owner, role:keeper", "p, role:keeper, main, models/*, model:update, allow")
     owner = explain(snapshot, ANN, "main", "models/iris", "model:update", owns=True)
     assert [(step.role, step.where) for step in owner.path] == [("owner", "journal"), ("role:keeper", "policy.csv:1")]
     assert explain(snapshot, ANN, "main", "models/iris", "model:update").row is None
@@ -193,8 +183,10 @@ def test_an_owner_comes_to_its_rows_by_the_journal(load):
     ]
 
 
-def test_a_row_for_the_owner_nearly_matched_who_is_not(load):
-    found = explain(load("p, owner, main, models/*, model:update, allow"), ANN, "main", "models/iris", "model:update")
+def test_a_row_for_the_owner_nearly_matched_who_is_not(policy_of):
+    found = explain(
+        policy_of("p, owner, main, models/*, model:update, allow"), ANN, "main", "models/iris", "model:update"
+    )
     assert (found.near[0].differs, found.near[0].because) == (("subject",), "user:ann did not create it")
 
 

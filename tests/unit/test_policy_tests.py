@@ -42,16 +42,6 @@ def run(tmp_path, capsys):
     return run
 
 
-@pytest.fixture
-def load(tmp_path):
-    def load(*rows):
-        path = tmp_path / "policy.csv"
-        path.write_text("".join(f"{row}\n" for row in rows))
-        return Snapshot(MODEL, path, ["main", "other"])
-
-    return load
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -203,8 +193,8 @@ def test_a_pattern_covers_another_if_it_covers_all_that_the_other_does(wider, pa
         ),
     ],
 )
-def test_a_row_that_another_one_covers_is_listed_with_it(load, rows, found):
-    assert [(item.row.where, item.by.where) for item in shadowed(load(*rows))] == found
+def test_a_row_that_another_one_covers_is_listed_with_it(policy_of, rows, found):
+    assert [(item.row.where, item.by.where) for item in shadowed(policy_of(*rows))] == found
 
 
 SETS = ["g2, models/a, set:s", "g2, models/ab, set:s", "g2, set:s, set:t", "g2, models/b, set:t"]
@@ -229,9 +219,9 @@ SETS = ["g2, models/a, set:s", "g2, models/ab, set:s", "g2, set:s, set:t", "g2, 
         ("set:t", "set:s", True),
     ],
 )
-def test_a_set_is_its_members(load, wider, narrower, covers):
+def test_a_set_is_its_members(policy_of, wider, narrower, covers):
     rows = [f"p, role:a, main, {wider}, model:*, allow", f"p, role:a, main, {narrower}, model:read, allow"]
-    found = {item.row.where for item in shadowed(load(*SETS, *rows))}
+    found = {item.row.where for item in shadowed(policy_of(*SETS, *rows))}
     assert ("policy.csv:6" in found) is covers
 
 
@@ -273,10 +263,10 @@ def test_without_its_shadowed_rows_a_policy_answers_the_same(tmp_path_factory, d
         assert (before.allowed, before.denied_by_row) == (after.allowed, after.denied_by_row), asked
 
 
-def test_what_several_rows_cover_together_is_not_found(load):
+def test_what_several_rows_cover_together_is_not_found(policy_of):
     several = ["p, role:a, main, models/*, model:read, allow", "p, role:a, other, models/*, model:read, allow"]
-    assert shadowed(load(*several, "p, role:a, *, models/*, model:read, allow"))[0].by.where == "policy.csv:3"
-    assert [item.row.where for item in shadowed(load("p, role:a, *, models/*, model:read, allow", *several))] == [
+    assert shadowed(policy_of(*several, "p, role:a, *, models/*, model:read, allow"))[0].by.where == "policy.csv:3"
+    assert [item.row.where for item in shadowed(policy_of("p, role:a, *, models/*, model:read, allow", *several))] == [
         "policy.csv:2",
         "policy.csv:3",
     ]
@@ -328,8 +318,8 @@ def test_a_report_that_cannot_be_written_is_said(run, tmp_path):
     assert (status, "--junit" in said) == (2, True)
 
 
-def test_a_denial_by_no_row_exercises_nothing(load):
-    coverage = Coverage(load("p, user:ann, main, models/a, model:read, allow"))
+def test_a_denial_by_no_row_exercises_nothing(policy_of):
+    coverage = Coverage(policy_of("p, user:ann, main, models/a, model:read, allow"))
     bob = Principal("user:bob")
     coverage.note(bob, "models/a", coverage.snapshot.decide_whole(bob, "main", "models/a", "model:read"))
     assert coverage.counts == (0, 1)
