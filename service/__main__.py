@@ -84,24 +84,26 @@ def _with_listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="worker processes (SQLite journal: 1)")
 
 
-def _load(options: argparse.Namespace) -> Configuration:
-    """Read the configuration as the command line changes it; the workers read it from the environment."""
+def _environ(options: argparse.Namespace) -> dict[str, str]:
+    """Give the environment as the command line changes it: the workers read the configuration from there."""
+    environ = dict(os.environ)
     if options.config is not None:
-        os.environ[CONFIG] = str(options.config.absolute())
+        environ[CONFIG] = str(options.config.absolute())
     for name, value in (("HOST", options.host), ("PORT", options.port)):
         if value is not None:
-            os.environ[f"{PREFIX}LISTEN__{name}"] = str(value)
+            environ[f"{PREFIX}LISTEN__{name}"] = str(value)
     if options.workers != 1:
         message = f"--workers {options.workers}: one process at most uses a journal"
         raise BadConfiguration(message)
-    return load()
+    return environ
 
 
 def _serve(options: argparse.Namespace) -> int:
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
 
-    configuration = _load(options)
+    os.environ.update(_environ(options))
+    configuration = load()
     listen = configuration.settings.listen
     problems = problems_of(configuration)
     if problems:
@@ -190,7 +192,7 @@ def _check(options: argparse.Namespace) -> int:
     if file and not Path(file).is_file():
         print(f"registry-gateway: {file}: there is no such file; --config names another", file=sys.stderr)
         return CANNOT_RUN
-    configuration = _load(options)
+    configuration = load(environ=_environ(options))
     problems = problems_of(configuration)
     for line in problems or [f"{doubt} (a warning)" for doubt in doubts_of(configuration)]:
         print(line, file=sys.stderr)

@@ -24,11 +24,24 @@ from service.backends.memory import MemoryTransport
 from service.backends.mlflow import MlflowBackend
 from service.embedded import DEMO_PRINCIPALS, answers
 from service.journal import schema
-from service.settings import load
+from service.settings import PREFIX, load
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
 TOKENS = {principal: f"rgw_test-{principal}-{'x' * 24}" for principal in DEMO_PRINCIPALS}
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_environment_stay() -> Iterator[None]:
+    """Fail a test that leaves settings behind in the environment: the next test would be configured by them."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    yield
+    after = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    if before != after:
+        for name in before.keys() | after.keys():
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        pytest.fail(f"settings were left in the environment: {after}, before: {before}")
 
 
 @dataclasses.dataclass
