@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.audit import Asked, Operation, Trail
+from service.audit import Operation, Trail
 from service.backend import Backend
 from service.change import OfTraces, OutsideSource
 from service.errors import Denied, InvalidRequest
+from service.event import Asked
 from service.model import Call, Decision, Need, Principal, resource
 from service.modes import ENFORCE, NAMED, Denial, Modes
 from service.ownership import Ownership

@@ -28,7 +28,7 @@ from service.api.front import Authenticate, Front
 from service.api.health import Health, Metrics
 from service.api.limits import Limits
 from service.asgi import ASGI
-from service.audit import Journal, Sink, Trail
+from service.audit import Sink, Trail
 from service.authentication.credentials import Credentials
 from service.authentication.uses import Uses
 from service.authorization.authorizer import Authorizer
@@ -46,6 +46,7 @@ from service.governance import Governance
 from service.guard import Guard
 from service.journal.locks import Sole
 from service.journal.store import SqlJournal
+from service.keeping import Journal
 from service.model import People, Principal, Scope
 from service.modes import ENFORCE, Modes
 from service.owners import Owners

@@ -1,15 +1,13 @@
-"""The audit event, the ports that keep it (journal, sinks), and the trail that writes each phase."""
+"""The trail: writes each phase of an operation to the journal and, when it is durable, to the sinks."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -28,166 +26,12 @@ from service.effects import (
     Withdrawn,
 )
 from service.errors import GatewayError
-from service.model import ACTIONS, Call, Decision, Principal, Record, Verdict
+from service.event import Asked, Event, build_event, documents_of
+from service.keeping import Journal, OpenOperation
+from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
-from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
-MAX_EVENT_BYTES = 16 << 10
-_MAX_GROUPS = 20
-_MAX_TEXT = 512
-PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed"})
-OUTCOMES = frozenset({"succeeded", "failed", "unknown", "denied", "rejected"})
-EVENT_ACTIONS = ACTIONS | {
-    "authentication:fail",
-    "request:refuse",
-    "request:limit",
-    "token:exchange",
-    "environment:drift",
-    "environment:revert",
-}
-"""What events are about: the actions of the policy, and what the gateway finds or does by itself."""
 _log = structlog.get_logger()
-Event = dict[str, Any]
-ANY = object()
-"""As a filter's value: set, whatever to."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class OpenOperation:
-    """An operation without an outcome, as the reconciler finds it."""
-
-    operation: str
-    digest: str
-    registry: str
-    state: str
-    change: Mapping[str, Any] | None
-    intent: Event
-    at: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Kept:
-    """A document that is kept by its digest, and since when."""
-
-    document: Mapping[str, Any]
-    at: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredAnswer:
-    """What a POST with an Idempotency-Key was answered."""
-
-    fingerprint: str
-    status: int
-    headers: Mapping[str, str]
-    body: str
-    at: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class KnownOperation:
-    """An operation that an Idempotency-Key began."""
-
-    id: str
-    digest: str
-    state: str
-    """``open``, ``unknown``, ``succeeded``, ``failed`` or ``unproven``."""
-
-
-class Journal(Protocol):
-    """The durable store. Every method raises JournalUnavailable when it cannot answer within its deadline."""
-
-    async def append(
-        self,
-        events: Sequence[Event],
-        effects: Sequence[Effect] = (),
-        *,
-        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
-    ) -> list[Event]:
-        """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
-
-        When it returns they are durable. When it raises they are not, or *undo* is stored after them.
-
-        Raises:
-            OperationPending: they begin an operation equal to one that is not settled, which the error names.
-            Busy: they begin one about a model that another process is changing. Both: nothing is stored.
-        """
-
-    async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
-        """List events after the sequence *after*, oldest first.
-
-        A filter's value is exact, a list of which one must be it, or `ANY` for whatever is set.
-        """
-
-    async def operation_events(self, operation: str) -> list[Event]:
-        """List the events of one operation."""
-
-    async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
-        """List operations that have an intent and no terminal outcome, or *operation* if it is one."""
-
-    async def operation_by_key(self, key: str) -> KnownOperation | None:
-        """Return the newest operation that was begun with this Idempotency-Key (hashed)."""
-
-    async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
-        """Get all that is recorded of one version."""
-
-    async def periods(self, registry: str, model: str) -> list[LivePeriod]:
-        """List what was live when, in every environment of a model, oldest first."""
-
-    async def periods_named(self, registry: str, name: str) -> list[LivePeriod]:
-        """List what was live when in the model that had this *name* then, oldest first."""
-
-    async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
-        """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
-
-    async def document(self, kind: str, digest: str) -> Kept | None:
-        """Return what is kept by *digest*: ``rules``, a ``review`` or ``facts``."""
-
-    async def answer(self, key: str) -> StoredAnswer | None:
-        """Return what a POST with this Idempotency-Key (hashed) was answered."""
-
-    async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
-        """List what emergencies left, oldest first, each with the model's present name."""
-
-    async def debt(self, debt_id: str) -> Debt | None:
-        """Get what an emergency left, with the model's present name."""
-
-    async def requests(self, now: float) -> list[tuple[str, str, PromotionRequest]]:
-        """List the requests for promotions that are open and not expired, oldest first: registry, model, request."""
-
-    async def request(self, request_id: str) -> tuple[str, str, PromotionRequest] | None:
-        """Get a request for a promotion: registry, model, request."""
-
-    async def present_name(self, registry: str, model: str, since: float) -> str:
-        """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
-
-    async def model_changes(self, after: int) -> tuple[int, list[Event]]:
-        """List what says who owns a model, oldest first: creations, renames and deletions that succeeded, baselines.
-
-        Returns:
-            The sequence up to which it looked, some way after *after*, and the events; *after* itself at the end.
-        """
-
-    async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
-        """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""
-
-    async def quarantines(self, registry: str) -> list[Quarantine]:
-        """List the quarantines of a registry that were not lifted, oldest first."""
-
-    async def live(self) -> list[tuple[str, str, LivePeriod]]:
-        """List what is live everywhere by record: registry, model, period."""
-
-    async def signed(self) -> list[Signed]:
-        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first.
-
-        Those of before schema 0002, which did not keep what stands behind them, are left out.
-        """
-
-    async def ping(self) -> None:
-        """Return when the journal can be written."""
-
-    async def close(self) -> None:
-        """Stop the writer."""
 
 
 class Sink(Protocol):
@@ -198,21 +42,6 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Flush."""
-
-
-class Asked(NamedTuple):
-    """One thing that the policy was asked."""
-
-    only_denials: bool
-    """Only a row that denies it would have refused; none had to allow it."""
-    action: str
-    resource: str
-
-
-def documents_of(asked: Iterable[Asked]) -> list[dict[str, Any]]:
-    """Give the JSON of what was asked: what had to be allowed comes first, in the order of asking."""
-    ordered = sorted(asked, key=lambda item: item.only_denials)
-    return [{"action": item.action, "resource": item.resource, "only_denials": item.only_denials} for item in ordered]
 
 
 @dataclasses.dataclass(slots=True)
@@ -341,91 +170,6 @@ def _undone(effect: Effect, now: float) -> Effect | None:
         case Requested(request=request):
             return RequestEnded(request.id, "cancelled", now, request.by)
     return None
-
-
-def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, now: float, subject: str) -> Event:
-    """Build one CloudEvent, cut to 16 KiB: facts of findings go first, then long texts."""
-    event = {
-        "specversion": "1.0",
-        "id": str(uuid.uuid4()),
-        "source": source,
-        "type": f"registry-gateway.{action.replace(':', '.')}.{phase}",
-        "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "subject": subject[:_MAX_TEXT],
-        "datacontenttype": "application/json",
-        "data": dict(data),
-    }
-    for shrink in (_with_few_groups, _without_facts, _with_short_texts, _core):
-        if len(canonical_json(event)) <= MAX_EVENT_BYTES - 512:  # room for sequence and hash
-            break
-        event["data"] = shrink(event["data"])
-    return event
-
-
-def canonical_json(document: Any) -> bytes:
-    """Give the one byte form of *document*: sorted keys, no spaces, ASCII, control characters escaped."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def _with_few_groups(data: Any) -> Any:
-    """Keep 20 groups, and say how many more there were: a token can bring hundreds."""
-    groups = list(data.get("actor", {}).get("groups", ()))
-    if len(groups) <= _MAX_GROUPS:
-        return data
-    kept = {"groups": groups[:_MAX_GROUPS], "more_groups": len(groups) - _MAX_GROUPS}
-    return {**data, "actor": {**data["actor"], **kept}}
-
-
-def _without_facts(data: Any) -> Any:
-    def bare(verdict: Any) -> Any:
-        return verdict and {**verdict, "findings": [{**item, "facts": {}} for item in verdict["findings"]]}
-
-    return _with_verdicts(data, bare)
-
-
-def _with_verdicts(data: Any, change: Callable[[Any], Any]) -> Any:
-    verdicts = {name: change(verdict) for name, verdict in data.get("verdicts", {}).items()}
-    return {**data, "verdict": change(data.get("verdict")), "verdicts": verdicts}
-
-
-def _with_short_texts(value: Any) -> Any:
-    if isinstance(value, str):
-        return _cut(value)
-    if isinstance(value, dict):
-        return {key[:_MAX_TEXT]: _with_short_texts(item) for key, item in list(value.items())[:50]}
-    if isinstance(value, list | tuple):
-        return [_with_short_texts(item) for item in value[:50]]
-    return value
-
-
-def _cut(text: str, limit: int = _MAX_TEXT) -> str:
-    """Cut *text* so that its JSON has at most about *limit* bytes; a character can take twelve."""
-    kept = text[:limit]
-    while len(json.dumps(kept)) - 2 > limit:
-        kept = kept[: len(kept) * 3 // 4]
-    return text if len(kept) == len(text) else f"{kept}…(cut, {len(text)} characters)"
-
-
-def _core(data: Any) -> Any:
-    """Keep what every event must say, within any bound: lists shrink to their first items, facts are gone."""
-
-    def core(verdict: Any) -> Any:
-        findings = [
-            {**item, "because": _cut(item["because"], 150), "missing": [_cut(m, 60) for m in item["missing"][:3]]}
-            for item in (verdict or {}).get("findings", ())[:20]
-        ]
-        return verdict and {**verdict, "findings": findings}
-
-    return {
-        **_with_verdicts(data, core),
-        "verdicts": {},
-        "facts": dict(list(data.get("facts", {}).items())[:5]),
-        "actor": {**data["actor"], "groups": list(data["actor"].get("groups", ()))[:5], "claims": {}},
-        "notes": list(data.get("notes", ()))[:3],
-        "asked": list(data.get("asked", ()))[:5],
-        "would_deny": list(data.get("would_deny", ()))[:5],
-        "cut": True,
-    }
 
 
 class Trail:

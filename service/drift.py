@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from service.audit import Journal, Operation
+from service.audit import Operation
 from service.backend import Backend
 from service.change import Promotion
 from service.effects import Effect, MadeLive, TakenDown
@@ -16,6 +16,7 @@ from service.errors import GatewayError, NotFound, OutcomeUnknown
 from service.gateway import Gateway
 from service.guard import live_version
 from service.judging import good_version
+from service.keeping import Journal
 from service.marking import Marking, made_live, missing_marks, take_marks, write_marks
 from service.model import ITSELF, Call, Need, Principal, Record, resource
 from service.promotion.environments import Environments

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from service.audit import Journal
 from service.backend import Backend
 from service.digests import Digests
 from service.errors import Conflict, NotFound
 from service.guard import live_version
+from service.keeping import Journal
 from service.model import Principal, Verdict
 from service.promotion.facts import Facts, Fetched, Source, VersionFacts
 from service.promotion.gate import Environment

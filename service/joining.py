@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.audit import Journal
 from service.backend import Backend
 from service.change import (
     Change,
@@ -16,6 +15,7 @@ from service.change import (
     VersionCreate,
     VersionUpdate,
 )
+from service.keeping import Journal
 from service.model import Answer, Finding, PromotionResult, Verdict
 from service.unsettled import Outcome
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from service.audit import Journal, Operation, Trail
+from service.audit import Operation, Trail
 from service.backend import Backend
 from service.effects import Archived, Weighed
 from service.errors import NotFound
 from service.gather import Gatherer, Question, apart
+from service.keeping import Journal
 from service.model import Principal, Verdict
 from service.promotion.facts import Facts
 from service.promotion.gate import Environment, Purpose

@@ -290,7 +290,7 @@ class PromotionResult:
     verdict: Verdict
     version: ModelVersion | None = None
     effects: tuple[Any, ...] = ()
-    """What it means for the journal's own tables (`service.audit.Effect`)."""
+    """What it means for the journal's own tables (`service.effects.Effect`)."""
 
 
 class Stream(Protocol):

@@ -13,8 +13,9 @@ from urllib.parse import unquote
 
 import structlog
 
-from service.audit import Event, Journal
 from service.errors import GatewayError
+from service.event import Event
+from service.keeping import Journal
 
 NOBODY = ""
 """Owns what was created, or can be created again, against the policy."""

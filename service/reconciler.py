@@ -11,13 +11,13 @@ from typing import Any
 
 import structlog
 
-from service.audit import OpenOperation
 from service.backend import Backend
 from service.consequences import consequences, debt_of, fulfilled
 from service.effects import Effect, MadeLive, Registered
 from service.errors import Busy, GatewayError, NotFound
 from service.gateway import Gateway
 from service.guard import live_version, marked_versions
+from service.keeping import OpenOperation
 from service.marking import ended_elsewhere, made_live, missing_marks, write_mark
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod

@@ -16,8 +16,9 @@ from typing import Any
 
 import structlog
 
-from service.audit import Asked, Event, Operation, Trail, documents_of
+from service.audit import Operation, Trail
 from service.errors import JournalUnavailable
+from service.event import Asked, Event, documents_of
 from service.model import Principal
 from service.modes import Denial
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import structlog
 
-from service.audit import Event, Trail
+from service.audit import Trail
 from service.errors import GatewayError
+from service.event import Event
 from service.model import NOBODY
 
 EACH_MINUTE = 60

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.audit import Journal
 from service.backend import Backend
 from service.errors import GatewayError
+from service.keeping import Journal
 
 PUBLIC = {"public": True, "action": "none"}
 _PACE_SECONDS = 2.0

@@ -23,9 +23,10 @@ from service.asgi import (
     header,
     read_body,
 )
-from service.audit import Operation, StoredAnswer, Trail
+from service.audit import Operation, Trail
 from service.effects import Answered
 from service.errors import GatewayError, IdempotencyKeyReused, InvalidRequest, OperationPending
+from service.keeping import StoredAnswer
 from service.model import Call, Principal
 
 _KINDS = ("application/json", "application/x-protobuf")

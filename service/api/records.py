@@ -13,8 +13,8 @@ from litestar.params import FromPath, JSONBody, PathParameter, QueryParameter
 from service.api import schemas as s
 from service.api import shapes, verdicts
 from service.api.shapes import When
-from service.audit import EVENT_ACTIONS, OUTCOMES, PHASES
 from service.errors import InvalidRequest
+from service.event import EVENT_ACTIONS, OUTCOMES, PHASES
 from service.gateway import Gateway
 from service.governance import Governance
 from service.model import Caller

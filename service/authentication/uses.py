@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import structlog
 
-from service.audit import Journal
 from service.effects import KeysUsed
 from service.errors import GatewayError
+from service.keeping import Journal
 
 PACE_SECONDS = 10.0
 _AT_ONCE = 200

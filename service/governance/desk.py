@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import unquote
 
-from service.audit import Journal, Operation
+from service.audit import Operation
 from service.backend import Backend
 from service.effects import Effect
 from service.errors import GatewayError, JournalUnavailable, NotFound
 from service.gateway import Gateway
 from service.gather import Gatherer
+from service.keeping import Journal
 from service.model import Call, Caller, Need, resource
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from service.audit import canonical_json
 from service.backend import Backend
 from service.effects import Reviewed
 from service.errors import NotFound
+from service.event import canonical_json
 from service.gather import Question, judge
 from service.governance.desk import Desk
 from service.model import ITSELF, Caller, Principal, resource

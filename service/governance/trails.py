@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from service.audit import ANY, Event
 from service.errors import NotFound
+from service.event import Event
 from service.governance.desk import Desk
+from service.keeping import ANY
 from service.model import Caller, Need, resource
 from service.observing import WOULD_REFUSE
 from service.promotion.gate import Environment

@@ -10,11 +10,12 @@ from typing import Any
 import structlog
 from sqlalchemy import BigInteger, Connection, Select, and_, bindparam, func, or_, select
 
-from service.audit import ANY, Event, Kept, KnownOperation, OpenOperation, StoredAnswer
 from service.effects import Signed
 from service.errors import JournalUnavailable
+from service.event import Event
 from service.journal import tables as t
 from service.journal.database import FAILURES, Database
+from service.keeping import ANY, Kept, KnownOperation, OpenOperation, StoredAnswer
 from service.model import People
 from service.owners import TELLING
 from service.records import (
@@ -188,7 +189,7 @@ class Reads:
         )
 
     async def model_changes(self, after: int) -> tuple[int, list[Event]]:
-        """List what says who owns a model (see `service.audit.Journal`); a page of the journal at a time."""
+        """List what says who owns a model (see `service.keeping.Journal`); a page of the journal at a time."""
         heads, rows = await self._all([_LAST, _MODEL_CHANGES], {"after": after})
         until = min(int(heads[0][0] or 0), after + _PAGE)
         return max(until, after), [json.loads(row.body) for row in rows]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy import Connection
 
-from service.audit import Event
 from service.effects import Effect
 from service.errors import GatewayError, JournalUnavailable
+from service.event import Event
 from service.journal.database import FAILURES, InDoubt, is_of_one_job, open_database
 from service.journal.reads import Reads
 from service.journal.writes import Head, Job, Stored, head_of, store, stored_of
@@ -57,7 +57,7 @@ class SqlJournal(Reads):
         *,
         undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
     ) -> list[Event]:
-        """Store events and effects in one transaction (see `service.audit.Journal`)."""
+        """Store events and effects in one transaction (see `service.keeping.Journal`)."""
         job = Job(events, effects, asyncio.get_running_loop().create_future(), undo)
         self._jobs.put_nowait(job)
         try:

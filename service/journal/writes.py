@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from service import effects as f
-from service.audit import Event, canonical_json
 from service.errors import Busy, GatewayError, OperationPending
+from service.event import Event, canonical_json
 from service.journal import tables as t
 from service.records import Approval, Evidence
 

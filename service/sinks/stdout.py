@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import TextIO
 
-from service.audit import Event, canonical_json
+from service.event import Event, canonical_json
 
 
 class StdoutSink:

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service.audit import Kept, Operation, Trail
+from service.audit import Operation, Trail
 from service.change import AliasSet
 from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
 from service.errors import BadConfiguration, Busy, JournalUnavailable, OperationPending
@@ -21,6 +21,7 @@ from service.journal import schema
 from service.journal.database import InDoubt, asyncpg_url
 from service.journal.store import SqlJournal
 from service.journal.verify import verify
+from service.keeping import Kept
 from service.model import MAX_NAME_CHARACTERS, Call, Need, Principal
 from service.records import Approval, Quarantine
 from tests.postgres import execute

@@ -12,10 +12,10 @@ import time
 import pytest
 import yaml
 
-from service.audit import canonical_json
 from service.authentication.api_keys import entry_for
 from service.backends.memory import MemoryTransport
 from service.errors import BadConfiguration
+from service.event import canonical_json
 from service.promotion.gate import Environment
 from service.settings import load
 from tests.api.test_attacks import run_of

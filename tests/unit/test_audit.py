@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.audit import MAX_EVENT_BYTES, Event, OpenOperation, Operation, Trail, build_event, canonical_json
+from service.audit import Operation, Trail
 from service.change import AliasSet, OfRun
 from service.effects import Effect, Opened, Posted, Settled, TakenDown, Weighed, Withdrawn
 from service.errors import JournalUnavailable
+from service.event import MAX_EVENT_BYTES, Event, build_event, canonical_json
+from service.keeping import OpenOperation
 from service.model import Call, Decision, Finding, Need, Principal, Verdict
 from service.records import Evidence
 

@@ -1,0 +1,152 @@
+"""The port of the journal: what is kept durably, and what can be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from service.effects import Effect, Signed
+from service.event import Event
+from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
+
+ANY = object()
+"""As a filter's value: set, whatever to."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenOperation:
+    """An operation without an outcome, as the reconciler finds it."""
+
+    operation: str
+    digest: str
+    registry: str
+    state: str
+    change: Mapping[str, Any] | None
+    intent: Event
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """A document that is kept by its digest, and since when."""
+
+    document: Mapping[str, Any]
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What a POST with an Idempotency-Key was answered."""
+
+    fingerprint: str
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KnownOperation:
+    """An operation that an Idempotency-Key began."""
+
+    id: str
+    digest: str
+    state: str
+    """``open``, ``unknown``, ``succeeded``, ``failed`` or ``unproven``."""
+
+
+class Journal(Protocol):
+    """The durable store. Every method raises JournalUnavailable when it cannot answer within its deadline."""
+
+    async def append(
+        self,
+        events: Sequence[Event],
+        effects: Sequence[Effect] = (),
+        *,
+        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+    ) -> list[Event]:
+        """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
+
+        When it returns they are durable. When it raises they are not, or *undo* is stored after them.
+
+        Raises:
+            OperationPending: they begin an operation equal to one that is not settled, which the error names.
+            Busy: they begin one about a model that another process is changing. Both: nothing is stored.
+        """
+
+    async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
+        """List events after the sequence *after*, oldest first.
+
+        A filter's value is exact, a list of which one must be it, or `ANY` for whatever is set.
+        """
+
+    async def operation_events(self, operation: str) -> list[Event]:
+        """List the events of one operation."""
+
+    async def unsettled(self, operation: str | None = None) -> list[OpenOperation]:
+        """List operations that have an intent and no terminal outcome, or *operation* if it is one."""
+
+    async def operation_by_key(self, key: str) -> KnownOperation | None:
+        """Return the newest operation that was begun with this Idempotency-Key (hashed)."""
+
+    async def version(self, registry: str, model: str, binding: str) -> VersionRecords:
+        """Get all that is recorded of one version."""
+
+    async def periods(self, registry: str, model: str) -> list[LivePeriod]:
+        """List what was live when, in every environment of a model, oldest first."""
+
+    async def periods_named(self, registry: str, name: str) -> list[LivePeriod]:
+        """List what was live when in the model that had this *name* then, oldest first."""
+
+    async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:
+        """Map those of *operations* that were judged to the verdict for *environment* in their last event."""
+
+    async def document(self, kind: str, digest: str) -> Kept | None:
+        """Return what is kept by *digest*: ``rules``, a ``review`` or ``facts``."""
+
+    async def answer(self, key: str) -> StoredAnswer | None:
+        """Return what a POST with this Idempotency-Key (hashed) was answered."""
+
+    async def debts(self, registry: str | None = None, *, open_only: bool = True) -> list[tuple[str, Debt]]:
+        """List what emergencies left, oldest first, each with the model's present name."""
+
+    async def debt(self, debt_id: str) -> Debt | None:
+        """Get what an emergency left, with the model's present name."""
+
+    async def requests(self, now: float) -> list[tuple[str, str, PromotionRequest]]:
+        """List the requests for promotions that are open and not expired, oldest first: registry, model, request."""
+
+    async def request(self, request_id: str) -> tuple[str, str, PromotionRequest] | None:
+        """Get a request for a promotion: registry, model, request."""
+
+    async def present_name(self, registry: str, model: str, since: float) -> str:
+        """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
+
+    async def model_changes(self, after: int) -> tuple[int, list[Event]]:
+        """List what says who owns a model, oldest first: creations, renames and deletions that succeeded, baselines.
+
+        Returns:
+            The sequence up to which it looked, some way after *after*, and the events; *after* itself at the end.
+        """
+
+    async def creations(self, registry: str, models: Collection[str], versions: Collection[str]) -> list[Creation]:
+        """List who registered versions of *models* of these numbers through the gateway, deleted ones too."""
+
+    async def quarantines(self, registry: str) -> list[Quarantine]:
+        """List the quarantines of a registry that were not lifted, oldest first."""
+
+    async def live(self) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live everywhere by record: registry, model, period."""
+
+    async def signed(self) -> list[Signed]:
+        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first.
+
+        Those of before schema 0002, which did not keep what stands behind them, are left out.
+        """
+
+    async def ping(self) -> None:
+        """Return when the journal can be written."""
+
+    async def close(self) -> None:
+        """Stop the writer."""
