@@ -145,6 +145,13 @@ class Journal(Protocol):
         Those of before schema 0002, which did not keep what stands behind them, are left out.
         """
 
+    @property
+    def rings(self) -> int:
+        """How often somebody has appended events, as far as this process heard. Read it before you look."""
+
+    async def more(self, rings: int, seconds: float) -> None:
+        """Return when somebody has appended since *rings* was read, at most after *seconds*: a hint to look again."""
+
     async def ping(self) -> None:
         """Return when the journal can be written."""
 

@@ -18,6 +18,7 @@ from service.authorization import rows as policy_rows
 from service.errors import BadConfiguration
 from service.files import YamlFile, convert, read_text
 from service.modes import ENFORCE, MODES
+from service.recording import Audit, Journal, check_audit, check_journal
 
 PREFIX = "REGISTRY_GATEWAY_"
 CONFIG = PREFIX + "CONFIG"
@@ -102,25 +103,6 @@ class Authentication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file of tokens that are refused although their issuer signed them."""
     same_person: tuple[tuple[str, ...], ...] = ()
     """Identities that are one person where four eyes are asked."""
-
-
-class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where audit events, evidence and approvals are stored."""
-
-    url: str
-    password_file: str | None = None
-    """The password of the PostgreSQL role that the URL names."""
-    deadline_seconds: float = 2.0
-    """A write that cannot be recorded within this is answered 503 and not forwarded."""
-
-
-class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where events go besides the journal, and whether reads are recorded too."""
-
-    sinks: tuple[str, ...] = ("stdout",)
-    reads: bool | str = False
-    sum_seconds: float = 60.0
-    """How often the sums of telemetry are written; a kill loses those of this long."""
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -342,11 +324,7 @@ def _validate(settings: Settings, file: YamlFile) -> None:
     for host in settings.listen.hosts:
         if not HOST_NAME.fullmatch(host):
             raise file.error(f"listen.hosts: {host!r} is no host name in lower case, without a port", "listen", "hosts")
-    for seconds, key in (
-        (settings.lock_seconds, ("lock_seconds",)),
-        (settings.journal.deadline_seconds, ("journal", "deadline_seconds")),
-        (settings.audit.sum_seconds, ("audit", "sum_seconds")),
-    ):
+    for seconds, key in ((settings.lock_seconds, ("lock_seconds",)),):
         if not 0 < seconds <= _MAX_SECONDS:
             raise file.error(f"{'.'.join(key)}: more than 0, at most 600", *key)
     for bound, value in (("max_rows", settings.access.max_rows), ("max_bytes", settings.access.max_bytes)):
@@ -377,15 +355,14 @@ def _validate(settings: Settings, file: YamlFile) -> None:
             if identity in known:
                 raise file.error(f"same_person: {identity!r} stands twice", *at)
             known.add(identity)
-    _validate_journal(settings, file)
+    check_journal(settings.journal, file)
+    check_audit(settings.audit, file)
+    if settings.journal.url.startswith("postgresql:") and settings.secret_file is None:
+        problem = "secret_file: a journal on PostgreSQL needs it: page tokens outlive the process that gave them"
+        raise file.error(problem, "journal")
     _validate_limits(settings.limits, file)
     if settings.tokens is not None:
         _validate_tokens(settings.tokens, settings.authentication.issuers, file)
-    for sink in settings.audit.sinks:
-        if sink != "stdout":
-            raise file.error(f"audit.sinks: unknown sink {sink!r}; there is: stdout", "audit", "sinks")
-    if settings.audit.reads not in (True, False, "off", "on"):
-        raise file.error("audit.reads: on or off", "audit", "reads")
 
 
 def _validate_tokens(tokens: Tokens, issuers: tuple[Issuer, ...], file: YamlFile) -> None:
@@ -425,26 +402,6 @@ def _validate_limits(limits: Limits, file: YamlFile) -> None:
         if found.burst is not None and (found.requests_per_second is None or not 1 <= found.burst <= _MAX_RATE):
             problem = f"{'.'.join(at)}.burst: 1 to {_MAX_RATE}, beside requests_per_second"
             raise file.error(problem, *at, "burst")
-
-
-def _validate_journal(settings: Settings, file: YamlFile) -> None:
-    journal = settings.journal
-    try:
-        url = urlsplit(journal.url)
-        _ = url.port
-    except ValueError as error:
-        raise file.error(f"journal.url: {error}", "journal", "url") from None
-    if url.scheme not in ("sqlite", "postgresql") or not journal.url.startswith(f"{url.scheme}://"):
-        raise file.error("journal.url: sqlite:///path or postgresql://user@host/database", "journal", "url")
-    if url.scheme == "sqlite" and (url.netloc or journal.password_file):
-        raise file.error("journal.url: a file has three slashes (sqlite:///path) and no password", "journal", "url")
-    if url.password:
-        raise file.error("journal.url: no password here; use journal.password_file", "journal", "url")
-    if url.scheme == "postgresql" and settings.secret_file is None:
-        raise file.error(
-            "secret_file: a journal on PostgreSQL needs it: page tokens outlive the process that gave them",
-            "journal",
-        )
 
 
 def _validate_registry(name: str, registry: Registry, file: YamlFile) -> None:

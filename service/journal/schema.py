@@ -9,7 +9,7 @@ from service.errors import BadConfiguration
 from service.journal.database import FAILURES, SQLITE, shown
 from service.journal.looking import Look
 
-HEAD = "0007"
+HEAD = "0008"
 """The schema this version reads and writes."""
 
 

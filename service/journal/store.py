@@ -7,17 +7,19 @@ import contextlib
 from collections.abc import Sequence
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from service.effects import Effect
 from service.errors import GatewayError, JournalUnavailable
 from service.event import Event
-from service.journal.database import FAILURES, InDoubt, is_of_one_job, open_database
+from service.journal.bell import CHANNEL, Bell, PostgresBell
+from service.journal.database import FAILURES, SQLITE, InDoubt, is_of_one_job, open_database
 from service.journal.reads import Reads
 from service.journal.writes import Head, Job, Stored, head_of, store, stored_of
 from service.model import People
 
 _MAX_BATCH = 256
+_NOTIFY = text(f"NOTIFY {CHANNEL}")
 _log = structlog.get_logger()
 
 
@@ -31,6 +33,7 @@ class SqlJournal(Reads):
         self._head: Head | None = None
         self._doubtful: list[Job] = []
         self._writer: asyncio.Task[None] | None = None
+        self._bell = Bell() if url.startswith(SQLITE) else PostgresBell(url, deadline_seconds)
 
     async def start(self) -> None:
         """Start the writer.
@@ -39,6 +42,7 @@ class SqlJournal(Reads):
             JournalUnavailable: the database cannot be written.
         """
         self._writer = asyncio.create_task(self._write_forever())
+        self._bell.start()
         await self.ping()
 
     async def close(self) -> None:
@@ -48,6 +52,7 @@ class SqlJournal(Reads):
             self._writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
+        await self._bell.close()
         await self._database.close()
 
     async def append(
@@ -72,6 +77,15 @@ class SqlJournal(Reads):
         except asyncio.CancelledError:
             job.abandoned = True
             raise
+
+    @property
+    def rings(self) -> int:
+        """How often somebody has appended events, as far as this process heard."""
+        return self._bell.rings
+
+    async def more(self, rings: int, seconds: float) -> None:
+        """Return when somebody has appended since *rings* was read, at most after *seconds*."""
+        await self._bell.wait(rings, seconds)
 
     async def ping(self) -> None:
         """Return when the journal can be written."""
@@ -105,6 +119,8 @@ class SqlJournal(Reads):
             self._fail(jobs, error)
         else:
             self._doubtful = []
+            if any(job.events for job in jobs):
+                self._bell.ring()
             for job, events in zip(jobs, stored, strict=True):
                 if isinstance(events, GatewayError):
                     _refuse(job, events)
@@ -120,7 +136,10 @@ class SqlJournal(Reads):
         """Store *jobs*; find which of those in doubt are stored after all."""
         head = self._head if self._database.alone and self._head is not None else head_of(connection)
         doubtful = [job for job in self._doubtful if stored_of(connection, job.events)]
+        before = head
         stored, head = store(connection, jobs, head)
+        if head != before and not self._database.alone:
+            connection.execute(_NOTIFY)
         return stored, doubtful, head
 
     def _take_back(self, job: Job) -> None:

@@ -198,5 +198,68 @@ key_uses = Table(
 )
 """The beginning of the hour in which each API key was last used."""
 
+followers = Table(
+    "followers",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""Up to which event each follower of the journal has come."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("sink", String(200), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("place", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Float, nullable=False),
+    Column("status", Integer),
+    Column("problem", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("ended_at", Float),
+    Index("deliveries_due", "sink", "state", "due"),
+    Index("deliveries_place", "sink", "place", "state"),
+)
+"""Events that a sink is given again, or was given: those of one ``place`` (registry and model) go in order."""
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("source", String(200), primary_key=True),
+    Column("seen_at", Float, nullable=False),
+)
+"""Which processes use the journal, and when the server saw each last, by the server's clock."""
+
+pruned = Table(
+    "pruned",
+    metadata,
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("archive", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""Events that are in an archive and no longer here: the chain goes from ``previous`` to ``hash`` over them."""
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("registry", String(100), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", String(300), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("lifted_at", Float),
+    Column("lifted_by", String(300), nullable=False),
+)
+"""Legal holds: events of these models are not pruned."""
+
 BY_MODEL = (creations, periods, evidence, approvals, quarantines, requests, debts)
 """Tables that follow a model when it is renamed."""

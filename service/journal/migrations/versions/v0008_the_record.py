@@ -1,0 +1,62 @@
+"""What followers of the journal have read, what is to be delivered, who serves it, what was pruned and what is held."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+_SEQUENCE = sa.BigInteger()
+
+
+def upgrade() -> None:
+    """Create the tables. Whoever follows begins with what comes from now on."""
+    op.create_table(
+        "followers",
+        sa.Column("name", sa.String(length=200), primary_key=True),
+        sa.Column("sequence", _SEQUENCE, nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.String(length=64), primary_key=True),
+        sa.Column("sink", sa.String(length=200), nullable=False),
+        sa.Column("sequence", _SEQUENCE, nullable=False),
+        sa.Column("event", sa.String(length=64), nullable=False),
+        sa.Column("place", sa.Text(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due", sa.Float(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("problem", sa.Text(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("ended_at", sa.Float(), nullable=True),
+    )
+    op.create_index("deliveries_due", "deliveries", ["sink", "state", "due"])
+    op.create_index("deliveries_place", "deliveries", ["sink", "place", "state"])
+    op.create_table(
+        "replicas",
+        sa.Column("source", sa.String(length=200), primary_key=True),
+        sa.Column("seen_at", sa.Float(), nullable=False),
+    )
+    op.create_table(
+        "pruned",
+        sa.Column("first", _SEQUENCE, primary_key=True, autoincrement=False),
+        sa.Column("last", _SEQUENCE, nullable=False),
+        sa.Column("previous", sa.String(length=64), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.Column("archive", sa.Text(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+    )
+    op.create_table(
+        "holds",
+        sa.Column("id", sa.String(length=64), primary_key=True),
+        sa.Column("registry", sa.String(length=100), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("by", sa.String(length=300), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("lifted_at", sa.Float(), nullable=True),
+        sa.Column("lifted_by", sa.String(length=300), nullable=False),
+    )
