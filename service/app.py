@@ -44,6 +44,7 @@ from service.gateway import Gateway
 from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
+from service.journal.leader import leader_of
 from service.journal.locks import Sole
 from service.journal.store import SqlJournal
 from service.keeping import Journal
@@ -134,6 +135,8 @@ class Application:
             still_held=self._may_write,
         )
         self.sole = None if several else sole_of(configuration)
+        self.leader = leader_of(configuration.journal_url(), settings.journal.deadline_seconds)
+        self.leads = self.leader.leads
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
         self.authorizer = Authorizer(
@@ -175,7 +178,7 @@ class Application:
             join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )
-        self.drift = Drift(self.gateway, self.environments, settings.drift_seconds)
+        self.drift = Drift(self.gateway, self.environments, settings.drift_seconds, self.leads)
         explainer = PolicyExplainer(self.authorizer, registries)
         self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift, explainer)
         self.reconciler = Reconciler(
@@ -254,6 +257,7 @@ class Application:
             _log.warning("access is not enforced", registry=name, mode=mode)
         if self.authorizer.snapshot.names_owner:
             await self.owners.load()
+        self.leader.start()
         self.trail.start()
         self.gateway.tally.start()
         self.reconciler.start()
@@ -285,6 +289,7 @@ class Application:
             await self.asgi.flush()
             await self.trail.close()
             await self.changes.close()
+            await self.leader.close()
             await self.journal.close()
             if self.sole is not None:
                 await self.sole.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -44,8 +44,15 @@ class Look:
 class Drift:
     """Looks for drift: when asked, and at a pace."""
 
-    def __init__(self, gateway: Gateway, environments: Environments, interval_seconds: float) -> None:
-        """Look at each of *gateway*'s registries every *interval_seconds*; 0: only when asked."""
+    def __init__(
+        self,
+        gateway: Gateway,
+        environments: Environments,
+        interval_seconds: float,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Look at each of *gateway*'s registries every *interval_seconds*, if it *leads*; 0: only when asked."""
+        self._leads = leads
         self._gateway = gateway
         self._environments = environments
         self._interval = interval_seconds
@@ -70,6 +77,8 @@ class Drift:
         while True:
             await asyncio.sleep(self._interval)
             for backend in self._gateway.backends.values():
+                if not self._leads():
+                    break
                 try:
                     await self.sweep(backend)
                 except GatewayError as error:

@@ -44,7 +44,7 @@ class PostgresLocks:
             TimeoutError: another one holds one of them. LockLost: the server cannot be asked.
         """
         deadline = time.monotonic() + seconds
-        keys = [_key(name) for name in names]
+        keys = [key_of(name) for name in names]
         async with asyncio.timeout(seconds or _CHECK_SECONDS):
             await self._places.acquire()
         try:
@@ -178,6 +178,6 @@ class _Held:
             raise LockLost(message)
 
 
-def _key(name: str) -> int:
+def key_of(name: str) -> int:
     """Name a lock as PostgreSQL does, by 64 bits with a sign."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

@@ -65,6 +65,29 @@ async def test_the_paced_look_finds_every_model(running, tmp_path):
         assert await drift.sweep(backend) == []
 
 
+async def test_one_process_looks_at_a_pace_for_all(running, tmp_path):
+    async with running(environments=simple(tmp_path), drift_seconds=0.01) as it:
+        client, leads, asked = Client(it.application.asgi), False, asyncio.Event()
+
+        def told() -> bool:
+            asked.set()
+            return leads
+
+        version = await register(it, client)
+        await ask(client, "promotions", version)
+        it.application.drift._leads = told
+        await asked.wait()
+        del it.memory.models["iris"]["aliases"]["champion"]
+        for _ in range(3):
+            asked.clear()
+            await asked.wait()
+        assert await it.events(action="environment:drift") == []
+        leads = True
+        async with asyncio.timeout(5):
+            while not await it.events(action="environment:drift"):
+                await asyncio.sleep(0.01)
+
+
 async def test_drift_is_not_promoted_for_after(running, tmp_path):
     text = (
         "environments:\n  staging: {marks: [{alias: challenger}], rules: []}\n"
