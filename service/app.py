@@ -28,7 +28,7 @@ from service.api.front import Authenticate, Front
 from service.api.health import Health, Metrics
 from service.api.limits import Limits
 from service.asgi import ASGI
-from service.audit import Sink, Trail
+from service.audit import Trail
 from service.authentication.credentials import Credentials
 from service.authentication.uses import Uses
 from service.authorization.authorizer import Authorizer
@@ -36,6 +36,8 @@ from service.authorization.explaining import PolicyExplainer
 from service.backend import Backend
 from service.backends.breaker import Breaker
 from service.changes import Changes, still_held
+from service.delivery.deliverer import Deliverer
+from service.delivery.ports import Stream
 from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
@@ -63,6 +65,7 @@ from service.parts import (
     own_tokens_of,
     revoked_of,
     secret_of,
+    sinks_of,
     sole_of,
 )
 from service.promoter import Promoter
@@ -73,7 +76,6 @@ from service.scope import covers
 from service.seals import Seals
 from service.searching import Searches
 from service.settings import Configuration, load
-from service.sinks.stdout import StdoutSink
 from service.spelling import Spelling
 from service.tally import Tally
 from service.watching import Watch
@@ -99,10 +101,10 @@ class Application:
         *,
         backends: dict[str, Backend] | None = None,
         journal: Journal | None = None,
-        sinks: list[Sink] | None = None,
+        sinks: list[Stream] | None = None,
         several: bool = False,
     ) -> None:
-        """Wire the parts of *configuration*; tests may bring their own *backends*, *journal* and *sinks*.
+        """Wire the parts of *configuration*; tests may bring their own *backends*, *journal* and streams as *sinks*.
 
         With *several* other processes may use the journal too. What they know of each other is not complete yet.
 
@@ -130,13 +132,14 @@ class Application:
         self.credentials = Credentials(self.keys, self.issuers, self.tokens)
         self.trail = Trail(
             self.journal,
-            sinks if sinks is not None else [StdoutSink() for _ in settings.audit.sinks],
             source=f"/registry-gateway/{uuid.uuid4()}",
             still_held=self._may_write,
         )
-        self.sole = None if several else sole_of(configuration)
         self.leader = leader_of(configuration.journal_url(), settings.journal.deadline_seconds)
         self.leads = self.leader.leads
+        streams, receivers = sinks_of(configuration, self._aliases_of)
+        self.deliverer = Deliverer(streams if sinks is None else sinks, receivers, self.journal, self.leads)
+        self.sole = None if several else sole_of(configuration)
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
         self.authorizer = Authorizer(
@@ -203,6 +206,11 @@ class Application:
             return Scope(prefixes=frozenset({""}))
         return self.authorizer.scope(principal, registry, kind, action)
 
+    def _aliases_of(self, registry: str, model: str, environment: str) -> tuple[str, ...]:
+        """List the aliases that mark an environment."""
+        found = self.environments.get(registry, model, environment)
+        return tuple(mark.value for mark in found.marks if mark.kind == "alias") if found is not None else ()
+
     def _litestar(self) -> Litestar:
         return build_litestar(
             lifespan=[self._lifespan],
@@ -258,7 +266,7 @@ class Application:
         if self.authorizer.snapshot.names_owner:
             await self.owners.load()
         self.leader.start()
-        self.trail.start()
+        await self.deliverer.start()
         self.gateway.tally.start()
         self.reconciler.start()
         self.health.start()
@@ -288,6 +296,7 @@ class Application:
             await asyncio.gather(summing, return_exceptions=True)
             await self.asgi.flush()
             await self.trail.close()
+            await self.deliverer.close()
             await self.changes.close()
             await self.leader.close()
             await self.journal.close()

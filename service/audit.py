@@ -1,4 +1,4 @@
-"""The trail: writes each phase of an operation to the journal and, when it is durable, to the sinks."""
+"""The trail: writes each phase of an operation to the journal, which is also the outbox of the sinks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -32,16 +32,6 @@ from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
 
 _log = structlog.get_logger()
-
-
-class Sink(Protocol):
-    """Another place events go."""
-
-    async def write(self, event: Event) -> None:
-        """Return when the event is there."""
-
-    async def close(self) -> None:
-        """Flush."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -173,45 +163,32 @@ def _undone(effect: Effect, now: float) -> Effect | None:
 
 
 class Trail:
-    """Writes the phases of operations to the journal and, when they are durable, to the sinks."""
+    """Writes the phases of operations to the journal."""
 
     def __init__(
         self,
         journal: Journal,
-        sinks: Iterable[Sink],
         source: str,
         now: Callable[[], float] = time.time,
         still_held: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Write to *journal*, then to *sinks*; *source* names this process in events.
+        """Write to *journal*; *source* names this process in events.
 
         *still_held* raises Busy where a lock is lost that other replicas see.
         """
         self._still_held = still_held
         self.journal = journal
         self.now = now
-        self._sinks = tuple(sinks)
         self._source = source
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=10_000)
-        self._pump: asyncio.Task[None] | None = None
         self._later: set[asyncio.Task[None]] = set()
         self.on_recorded: Callable[[Event], Awaitable[None]] | None = None
         """Told of each event once it is durable; never raises."""
         self.lost = 0
-        """Events that could not be journalled or given to a sink since the start."""
-
-    def start(self) -> None:
-        """Begin to feed the sinks."""
-        self._pump = asyncio.create_task(self._feed_sinks())
+        """Events that could not be journalled since the start."""
 
     async def close(self) -> None:
-        """Feed the sinks what is left."""
+        """Return when everything is recorded."""
         await self.caught_up()
-        if self._pump is not None:
-            await self._queue.join()
-            self._pump.cancel()
-        for sink in self._sinks:
-            await sink.close()
 
     async def caught_up(self) -> None:
         """Return when the refusals that nobody waited for are recorded."""
@@ -346,20 +323,5 @@ class Trail:
         undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
     ) -> None:
         for event in await self.journal.append(events, effects, undo=undo):
-            try:
-                self._queue.put_nowait(event)
-            except asyncio.QueueFull:
-                self.lost += 1
             if self.on_recorded is not None:
                 await self.on_recorded(event)
-
-    async def _feed_sinks(self) -> None:
-        while True:
-            event = await self._queue.get()
-            for sink in self._sinks:
-                try:
-                    await sink.write(event)
-                except Exception as error:  # noqa: BLE001  # a broken sink must not stop the others
-                    self.lost += 1
-                    _log.error("sink failed", problem=f"{type(error).__name__}: {error}")
-            self._queue.task_done()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from service.records import Approval, Creation, Debt, Evidence, LivePeriod, PromotionRequest, Quarantine
+from service.records import Approval, Creation, Debt, Delivery, Evidence, LivePeriod, PromotionRequest, Quarantine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,6 +233,32 @@ class KeysUsed:
     hours: Mapping[str, int]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Follows:
+    """Somebody follows the journal from now on; who follows it already goes on where it is."""
+
+    name: str
+    at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reached:
+    """A follower has come so far, never back, and this became of what it was to deliver."""
+
+    name: str
+    sequence: int
+    at: float
+    deliveries: tuple[Delivery, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Redelivered:
+    """A delivery is tried again, as if for the first time."""
+
+    delivery_id: str
+    at: float
+
+
 Effect = (
     Opened
     | Settled
@@ -256,4 +282,7 @@ Effect = (
     | Paid
     | Answered
     | KeysUsed
+    | Follows
+    | Reached
+    | Redelivered
 )

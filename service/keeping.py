@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from service.effects import Effect, Signed
 from service.event import Event
-from service.records import Creation, Debt, LivePeriod, PromotionRequest, Quarantine, VersionRecords
+from service.records import Creation, Debt, Delivery, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
 ANY = object()
 """As a filter's value: set, whatever to."""
@@ -56,7 +56,40 @@ class KnownOperation:
     """``open``, ``unknown``, ``succeeded``, ``failed`` or ``unproven``."""
 
 
-class Journal(Protocol):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backlog:
+    """How far one sink is."""
+
+    sequence: int
+    """The last event that it has come to."""
+    behind: int
+    """How many events come after that."""
+    pending: int
+    parked: int
+    places: frozenset[str]
+    """Those where something is pending, so that later events wait."""
+
+
+class Outbox(Protocol):
+    """The journal as its sinks see it. Every method raises JournalUnavailable when it cannot answer."""
+
+    async def backlog(self, sink: str) -> Backlog | None:
+        """Say how far a sink is; None for one that never followed."""
+
+    async def next_pending(self, sink: str, limit: int) -> list[Delivery]:
+        """List the pending deliveries of *sink* that come next in their place, by when they are due."""
+
+    async def pending_in(self, sink: str, place: str, limit: int) -> list[Delivery]:
+        """List the pending deliveries of one place, in order."""
+
+    async def deliveries(self, sink: str, state: str | None, before: int | None, limit: int) -> list[Delivery]:
+        """List deliveries of events before the sequence *before*, newest event first."""
+
+    async def delivery(self, delivery_id: str) -> Delivery | None:
+        """Get one delivery."""
+
+
+class Journal(Outbox, Protocol):
     """The durable store. Every method raises JournalUnavailable when it cannot answer within its deadline."""
 
     async def append(

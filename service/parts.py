@@ -20,14 +20,24 @@ from service.backends.credentials import Secret, basic, bearer, tls_context
 from service.backends.http import HttpTransport
 from service.backends.mlflow import MlflowBackend
 from service.changes import Locks
+from service.delivery.ports import Receiver, Stream
 from service.journal.database import SQLITE
 from service.journal.locks import PostgresLocks, Sole
+from service.outlets import EndpointOutlet
 from service.promotion.environments import load_environments
 from service.promotion.gate import Environment
 from service.records import Capabilities
 from service.settings import Configuration, Registry, Settings
+from service.sinks.cloudevents import CloudEvents
+from service.sinks.file import FileSink
+from service.sinks.filters import Filter
+from service.sinks.mlflow_shapes import Aliases
+from service.sinks.posting import Endpoint, Poster
+from service.sinks.stdout import StdoutSink
+from service.sinks.webhook import Webhook
 
 _MIN_SECRET_BYTES = 32
+_MIN_HOOK_SECRET = 16
 
 
 def backend_of(name: str, registry: Registry, configuration: Configuration, breaker: Breaker) -> Backend:
@@ -192,3 +202,47 @@ def tls_of(name: str, registry: Registry, configuration: Configuration) -> ssl.S
         return None
     files = (registry.ca_file, registry.client_certificate_file, registry.client_key_file)
     return tls_context(f"registries.{name}", *(file and configuration.path(file) for file in files))  # type: ignore[arg-type]
+
+
+def sinks_of(
+    configuration: Configuration, aliases_of: Aliases = lambda _registry, _model, _environment: ()
+) -> tuple[list[Stream], list[Receiver]]:
+    """Build the configured sinks; nothing is opened or connected yet.
+
+    Raises:
+        BadConfiguration: a file that one of them needs cannot be used.
+    """
+    streams: list[Stream] = []
+    receivers: list[Receiver] = []
+    for index, outlet in enumerate(configuration.settings.audit.sinks):
+        where = f"audit.sinks.{index}"
+        if isinstance(outlet, str):
+            streams.append(StdoutSink())
+        elif outlet.file is not None:
+            streams.append(FileSink(configuration.path(outlet.file.path)))
+        elif outlet.webhook is not None:
+            hook = outlet.webhook
+            setting = f"{where}.webhook.secret_file"
+            hidden = [Secret(setting, configuration.path(file)) for file in hook.secrets]
+            if any(len(secret()) < _MIN_HOOK_SECRET for secret in hidden):
+                message = f"{setting}: a secret has at least {_MIN_HOOK_SECRET} characters"
+                raise e.BadConfiguration(message)
+            poster = _poster_of(hook, f"{where}.webhook", configuration)
+            receivers.append(Webhook(hook.id, poster, hidden, _filter_of(hook), aliases_of))
+        elif outlet.cloudevents is not None:
+            to = outlet.cloudevents
+            file = to.token_file and configuration.path(to.token_file)
+            token = Secret(f"{where}.cloudevents.token_file", file) if file else None
+            poster = _poster_of(to, f"{where}.cloudevents", configuration)
+            receivers.append(CloudEvents(to.id, poster, _filter_of(to), token))
+    return streams, receivers
+
+
+def _poster_of(outlet: EndpointOutlet, setting: str, configuration: Configuration) -> Poster:
+    ca = configuration.path(outlet.ca_file) if outlet.ca_file else None
+    tls = tls_context(setting, ca, None, None) if outlet.url.startswith("https:") else None
+    return Poster(Endpoint(outlet.url, outlet.timeout_seconds, outlet.private, tls))
+
+
+def _filter_of(outlet: EndpointOutlet) -> Filter:
+    return Filter(outlet.events, outlet.models, outlet.environments)

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.files import YamlFile
+from service.outlets import Outlet, check_outlets
 
 _MAX_SECONDS = 600.0
 
@@ -24,7 +25,7 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where events go besides the journal, and whether reads are recorded too."""
 
-    sinks: tuple[str, ...] = ("stdout",)
+    sinks: tuple[str | Outlet, ...] = ("stdout",)
     reads: bool | str = False
     sum_seconds: float = 60.0
     """How often the sums of telemetry are written; a kill loses those of this long."""
@@ -57,9 +58,7 @@ def check_audit(audit: Audit, file: YamlFile) -> None:
     Raises:
         BadConfiguration: it names file, line and key.
     """
-    for sink in audit.sinks:
-        if sink != "stdout":
-            raise file.error(f"audit.sinks: unknown sink {sink!r}; there is: stdout", "audit", "sinks")
+    check_outlets(audit.sinks, file)
     if audit.reads not in (True, False, "off", "on"):
         raise file.error("audit.reads: on or off", "audit", "reads")
     if not 0 < audit.sum_seconds <= _MAX_SECONDS:

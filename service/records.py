@@ -241,3 +241,29 @@ class VersionRecords:
     """Those that are open or have expired."""
     askers: frozenset[str] = frozenset()
     """Everyone who ever asked that it be promoted, also those who cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event that a sink was given, or is to be given again. Those of one place go in order."""
+
+    id: str
+    sink: str
+    sequence: int
+    """Of the event."""
+    event: str
+    """Its identifier."""
+    place: str
+    """Registry and model, or registry and resource."""
+    state: str
+    """``pending``, ``delivered``, or ``parked``: given up."""
+    attempts: int
+    due: float
+    """When it is tried again, if nothing of its place is before it."""
+    status: int | None
+    """The HTTP status of the last answer."""
+    problem: str
+    """Why the last attempt failed."""
+    at: float
+    """When it was to be delivered first; it is given up some time after that."""
+    ended_at: float | None = None

@@ -14,7 +14,7 @@ from service.errors import GatewayError, JournalUnavailable
 from service.event import Event
 from service.journal.bell import CHANNEL, Bell, PostgresBell
 from service.journal.database import FAILURES, SQLITE, InDoubt, is_of_one_job, open_database
-from service.journal.reads import Reads
+from service.journal.outbox import OutboxReads
 from service.journal.writes import Head, Job, Stored, head_of, store, stored_of
 from service.model import People
 
@@ -23,7 +23,7 @@ _NOTIFY = text(f"NOTIFY {CHANNEL}")
 _log = structlog.get_logger()
 
 
-class SqlJournal(Reads):
+class SqlJournal(OutboxReads):
     """The journal in a SQL database."""
 
     def __init__(self, url: str, deadline_seconds: float = 2.0, people: People | None = None) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, insert, select, upd
 from service import effects as f
 from service.errors import Busy, GatewayError, OperationPending
 from service.event import Event, canonical_json
+from service.journal import outbox
 from service.journal import tables as t
 from service.records import Approval, Evidence
 
@@ -219,6 +220,8 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
             _answer(connection, effect)
         case f.KeysUsed():
             _use(connection, effect)
+        case f.Follows() | f.Reached() | f.Redelivered():
+            outbox.apply(connection, effect)
 
 
 def _opened(effect: f.Opened) -> dict[str, Any]:

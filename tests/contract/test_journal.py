@@ -80,7 +80,7 @@ def operation(name="x") -> Operation:
 
 
 async def test_phases_share_the_operation_and_close_it(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     made = operation()
     await trail.intent(made)
     assert [item.operation for item in await journal.unsettled()] == [made.id]
@@ -95,7 +95,7 @@ async def test_phases_share_the_operation_and_close_it(journal):
 
 
 async def test_many_writers_one_chain(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     await asyncio.gather(*(trail.intent(operation(str(index))) for index in range(200)))
     assert await verified(journal.url) == (200, None)
 
@@ -109,7 +109,7 @@ async def test_many_writers_one_chain(journal):
     ],
 )
 async def test_verify_finds_damage(journal, damage, found):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     for _ in range(4):
         await trail.refused(operation(), "denied")
     assert await verified(journal.url) == (4, None)
@@ -118,7 +118,7 @@ async def test_verify_finds_damage(journal, damage, found):
 
 
 async def test_a_locked_database_is_unavailable_and_then_recovers(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     async with locked(journal.url):
         with pytest.raises(JournalUnavailable):
             await trail.intent(operation())
@@ -166,7 +166,7 @@ ROOM = {"sqlite": "DROP TRIGGER no_room", "postgresql": "DROP TRIGGER no_room ON
 
 
 async def test_facts_are_stored_with_their_intent_or_not_at_all(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     made = operation()
     made.facts = {"production": Weighed("d" * 64, {"form": 1}, 1000.0)}
     kind = journal.url.partition(":")[0]
@@ -284,7 +284,7 @@ async def test_the_schema_is_what_the_tables_say(url):
 
 async def test_the_same_sums_are_recorded_once(journal):
     """An append that came too late may be stored all the same: writing it again must not count twice."""
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     data = operation().event("outcome", None, "/test", 1.0)["data"]
     events = trail.sums([{**data, "phase": "summed"}])
     await trail.summed(events)
@@ -302,7 +302,7 @@ def of_model(kind, model, *, reason="", **more) -> Operation:
 
 
 async def test_what_says_who_owns_a_model_is_found_among_all_else(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     told = []
 
     async def on_recorded(event):
@@ -332,7 +332,7 @@ async def test_what_says_who_owns_a_model_is_found_among_all_else(journal):
 
 
 async def test_a_long_journal_is_read_in_pages(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     first, last = of_model("ModelCreate", "first"), of_model("ModelCreate", "last")
     await trail.outcome(first, "succeeded")
     event = operation().event("outcome", "succeeded", "/test", 1000.0)
@@ -345,7 +345,7 @@ async def test_a_long_journal_is_read_in_pages(journal):
 
 
 async def test_the_longest_name_of_a_principal_is_kept_whole(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     who = "user:" + "\u00e4" * (MAX_NAME_CHARACTERS - 5)
     call = Call(principal=Principal(who), registry="main", name="x", needs=())
     await trail.intent(Operation.opened(call, 1000.0))
@@ -360,7 +360,7 @@ def change(model="iris", version="1") -> Operation:
 
 
 async def test_an_equal_operation_does_not_begin_while_one_is_unsettled(journal):
-    one, two = Trail(journal, [], "/one"), Trail(journal, [], "/two")
+    one, two = Trail(journal, "/one"), Trail(journal, "/two")
     first = change()
     await one.intent(first)
     for trail in (one, two):
@@ -378,7 +378,7 @@ async def test_an_equal_operation_does_not_begin_while_one_is_unsettled(journal)
 
 
 async def test_two_processes_do_not_change_one_model_at_once(journal):
-    one, two = Trail(journal, [], "/one"), Trail(journal, [], "/two")
+    one, two = Trail(journal, "/one"), Trail(journal, "/two")
     first = change(version="1")
     await one.intent(first)
     with pytest.raises(Busy, match=f"{first.id} on the same model"):
@@ -391,7 +391,7 @@ async def test_two_processes_do_not_change_one_model_at_once(journal):
 
 
 async def test_what_is_refused_with_others_refuses_only_itself(journal):
-    trails = [Trail(journal, [], f"/{number}") for number in range(8)]
+    trails = [Trail(journal, f"/{number}") for number in range(8)]
     made = [change(model) for model in ("iris", "lily") for _ in range(4)]
     answers = await asyncio.gather(
         *(trail.intent(item) for trail, item in zip(trails, made, strict=True)), return_exceptions=True
@@ -402,7 +402,7 @@ async def test_what_is_refused_with_others_refuses_only_itself(journal):
 
 
 async def test_what_was_stored_though_nobody_knew_is_taken_back(journal, monkeypatch):
-    trail, made = Trail(journal, [], "/test"), change()
+    trail, made = Trail(journal, "/test"), change()
     write = journal._database.write
 
     async def doubt(work):

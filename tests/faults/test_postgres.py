@@ -71,7 +71,7 @@ async def test_killed_in_the_middle_it_keeps_what_was_told_and_takes_back_the_re
     await asyncio.to_thread(schema.upgrade, url)
     journal = SqlJournal(url, deadline_seconds=1.0)
     await journal.start()
-    trail, told, refused = Trail(journal, [], "/test"), [], []
+    trail, told, refused = Trail(journal, "/test"), [], []
 
     async def change(number: int) -> None:
         what = AliasSet(f"m{number}", "blue", "1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -53,21 +53,6 @@ class Memory:
         self.effects += effects
         self.undos.append(undo)
         return list(events)
-
-
-class Sink:
-    def __init__(self, problem: OSError | None = None) -> None:
-        self.written: list[Event] = []
-        self.closed = False
-        self._problem = problem
-
-    async def write(self, event: Mapping[str, Any]) -> None:
-        if self._problem:
-            raise self._problem
-        self.written.append(dict(event))
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 def operation(**fields: Any) -> Operation:
@@ -218,8 +203,8 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
     assert canonical_json({"b": [1, {"d": 2, "c": 3}], "a": "\u00e9\n"}) == b'{"a":"\\u00e9\\n","b":[1,{"c":3,"d":2}]}'
 
 
-def trail(journal: Memory, *sinks: Sink) -> Trail:
-    return Trail(journal, sinks, "gateway-1", now=lambda: NOW)  # type: ignore[arg-type]  # only append is asked
+def trail(journal: Memory) -> Trail:
+    return Trail(journal, "gateway-1", now=lambda: NOW)  # type: ignore[arg-type]  # only append is asked
 
 
 @pytest.mark.parametrize("phase", ["denied", "rejected"])
@@ -300,22 +285,6 @@ async def test_the_reconciler_settles_with_the_intents_facts() -> None:
     }  # fmt: skip
     assert not {"sequence", "previous"} & set(event["data"])
     assert journal.effects == [Settled(made.id, "succeeded")]
-
-
-async def test_sinks_get_what_is_durable_and_one_that_fails_does_not_stop_the_others() -> None:
-    journal, good, broken = Memory(), Sink(), Sink(OSError("full"))
-    records = trail(journal, broken, good)
-    records.start()
-    await records.noted(operation())
-    await records.refused(operation(), "denied")
-    journal.down = True
-    await records.refused(operation(), "denied")
-    await records.close()
-    assert [event["id"] for event in good.written] == [event["id"] for event in journal.stored]
-    assert len(good.written) == 2
-    assert records.lost == 3  # two that the broken sink did not take, one the journal did not
-    assert good.closed
-    assert broken.closed
 
 
 def test_a_type_is_of_the_action_and_phase() -> None:
