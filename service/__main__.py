@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 from service import keys, nouns, pipeline, policy_commands
 from service.arguments import Parser, say, with_config
 from service.embedded import Embedded
-from service.errors import BadConfiguration
+from service.errors import BadConfiguration, JournalUnavailable
 from service.modes import ENFORCE
 from service.settings import CONFIG, PREFIX, Configuration, data_dir, load
 
+DYING_SECONDS = 2.0
+"""The workers of a process that was killed may live so long after it."""
 GOOD, WRONG, CANNOT_RUN, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
@@ -182,9 +185,30 @@ def _validate(configuration: Configuration) -> None:
         schema.upgrade(url)
         say(f"made a new journal: {url}")
     schema.check(url)
+    _check_nobody_else(url)
     if configuration.settings.environments is None:
         say("no environments are configured: nothing is gated")
     Application(configuration)
+
+
+def _check_nobody_else(url: str) -> None:
+    """Refuse a journal's file that another process uses; on a server, replicas see to it themselves."""
+    from service.journal.database import SQLITE
+    from service.journal.files import JournalFiles
+
+    if not url.startswith(SQLITE):
+        return
+    files = JournalFiles(Path(url.removeprefix(SQLITE)))
+    deadline = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            files.claim()
+            break
+        except JournalUnavailable as error:
+            if time.monotonic() >= deadline:
+                raise BadConfiguration(error.detail) from None
+        time.sleep(0.02)
+    files.release()
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 import asyncpg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from service.errors import JournalUnavailable
+from service.journal.files import JournalFiles
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -48,6 +52,10 @@ def is_of_one_job(error: BaseException) -> bool:
     return isinstance(error, StatementError | ValueError)
 
 
+class NotThisJournal(OSError):
+    """It does not hold what this process stored in it: it was replaced by another one, or has lost events."""
+
+
 class InDoubt(Exception):
     """The transaction was to be committed, and nobody knows whether it is."""
 
@@ -68,6 +76,13 @@ class Database(Protocol):
             InDoubt: it may be stored. Any other error: it is not.
         """
 
+    async def claim(self) -> None:
+        """Keep other processes from writing, where only one may.
+
+        Raises:
+            JournalUnavailable: another one writes.
+        """
+
     async def close(self) -> None:
         """Give the connections back."""
 
@@ -86,14 +101,19 @@ class SqliteDatabase:
 
     def __init__(self, url: str, deadline_seconds: float) -> None:
         """Open the file of *url*; it is not made."""
-        self._file = Path(url.removeprefix(SQLITE))
+        self._files = JournalFiles(Path(url.removeprefix(SQLITE)))
         self._engine = _sqlite_engine(url, deadline_seconds)
         # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         # Threads of their own: who hashes files does not keep a promotion waiting.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="journal-read")
         self._connection: Connection | None = None
-        self._inode: tuple[int, int] | None = None
+        self._claimed = False
+
+    async def claim(self) -> None:
+        """Keep other processes from the file."""
+        await asyncio.to_thread(self._files.claim)
+        self._claimed = True
 
     async def read(self, work: Work[T]) -> T:
         """Run *work* on a reading thread."""
@@ -109,8 +129,10 @@ class SqliteDatabase:
         self._writer.shutdown()
         self._readers.shutdown()
         self._engine.dispose()
+        self._files.release()
 
     def _read(self, work: Work[T]) -> T:
+        self._files.check()  # opened under the log of another database, a file is written over when it is closed
         with self._engine.connect() as connection:
             return work(connection)
 
@@ -118,22 +140,53 @@ class SqliteDatabase:
         try:
             connection = self._connected()
             with connection.begin():
-                return work(connection)
+                done = work(connection)
+                self._files.remember_log()
         except FAILURES:
             self._disconnect()
             raise
+        try:
+            self._files.check()
+        except OSError as error:  # taken away meanwhile: what was stored goes with it, unless it is saved
+            if not self._leave():
+                raise InDoubt from error
+        return done
 
     def _connected(self) -> Connection:
-        stat = self._file.stat()  # a journal deleted or replaced under us is not the journal
-        if self._connection is not None and self._inode != (stat.st_dev, stat.st_ino):
-            self._disconnect()
+        if self._claimed:
+            try:
+                self._files.claim()  # the lock may have been taken away
+            except JournalUnavailable as error:
+                raise OSError(error.detail) from None
+        if self._connection is not None:
+            try:
+                self._files.check()
+            except OSError:
+                if not self._leave():
+                    raise
         if self._connection is None:
+            self._files.remember_database()
             self._connection = self._engine.connect()
-            self._inode = (stat.st_dev, stat.st_ino)
         return self._connection
+
+    def _leave(self) -> bool:
+        """Leave files that were deleted or replaced; tell whether what was stored is in the database of this name.
+
+        The log is emptied first, into the database that it belongs to: beside another one it would be taken for its.
+        """
+        emptied = False
+        with contextlib.suppress(*FAILURES):
+            if self._connection is not None:
+                busy, pages, moved = self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+                emptied = not busy and pages == moved
+        kept = emptied and self._files.database_is_kept()
+        self._disconnect()
+        self._engine.dispose()  # readers look into the old files, too
+        return kept
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._files.forget()  # who closes last removes the log
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError, OSError, ValueError):
                 connection.invalidate()
@@ -171,6 +224,9 @@ class PostgresDatabase:
         except (*FAILURES, asyncio.CancelledError) as error:
             raise InDoubt from error
 
+    async def claim(self) -> None:
+        """Do nothing: replicas write in turn."""
+
     async def close(self) -> None:
         """Close the connections."""
         await self._reading.dispose()
@@ -178,7 +234,11 @@ class PostgresDatabase:
 
 
 def _sqlite_engine(url: str, deadline_seconds: float) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": deadline_seconds / 2, "check_same_thread": False})
+    path = quote(str(Path(url.removeprefix(SQLITE)).absolute()))
+    engine = create_engine(  # mode=rw: a file that was deleted is not made again
+        f"sqlite:///file:{path}?mode=rw&uri=true",
+        connect_args={"timeout": deadline_seconds / 2, "check_same_thread": False},
+    )
 
     def configure(connection: Any, _: object) -> None:
         cursor = connection.cursor()

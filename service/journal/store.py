@@ -13,13 +13,17 @@ from service.effects import Effect
 from service.errors import GatewayError, JournalUnavailable
 from service.event import Event
 from service.journal.bell import CHANNEL, Bell, PostgresBell
-from service.journal.database import FAILURES, SQLITE, InDoubt, is_of_one_job, open_database
+from service.journal.database import FAILURES, SQLITE, InDoubt, NotThisJournal, is_of_one_job, open_database
 from service.journal.outbox import OutboxReads
-from service.journal.writes import Head, Job, Stored, head_of, store, stored_of
+from service.journal.writes import Head, Job, Stored, head_of, holds, store, stored_of
 from service.model import People
 
 _MAX_BATCH = 256
 _NOTIFY = text(f"NOTIFY {CHANNEL}")
+_NOT_THIS = (
+    "The journal does not hold what was stored in it: it was replaced, or has lost events. "
+    "Put it back, or restart the gateway to go on with this one."
+)
 _log = structlog.get_logger()
 
 
@@ -31,6 +35,8 @@ class SqlJournal(OutboxReads):
         super().__init__(open_database(url, deadline_seconds), deadline_seconds, people or People())
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._head: Head | None = None
+        self._last: Head | None = None
+        """The last event that this process stored: a journal without it is another one."""
         self._doubtful: list[Job] = []
         self._writer: asyncio.Task[None] | None = None
         self._bell = Bell() if url.startswith(SQLITE) else PostgresBell(url, deadline_seconds)
@@ -39,8 +45,9 @@ class SqlJournal(OutboxReads):
         """Start the writer.
 
         Raises:
-            JournalUnavailable: the database cannot be written.
+            JournalUnavailable: the database cannot be written, or another process uses its file.
         """
+        await self._database.claim()
         self._writer = asyncio.create_task(self._write_forever())
         self._bell.start()
         await self.ping()
@@ -119,6 +126,7 @@ class SqlJournal(OutboxReads):
             self._fail(jobs, error)
         else:
             self._doubtful = []
+            self._last = self._head if any(isinstance(events, list) and events for events in stored) else self._last
             if any(job.events for job in jobs):
                 self._bell.ring()
             for job, events in zip(jobs, stored, strict=True):
@@ -134,6 +142,8 @@ class SqlJournal(OutboxReads):
 
     def _store(self, connection: Connection, jobs: list[Job]) -> tuple[list[Stored], list[Job], Head]:
         """Store *jobs*; find which of those in doubt are stored after all."""
+        if self._head is None and self._last is not None and not holds(connection, self._last):
+            raise NotThisJournal(_NOT_THIS)
         head = self._head if self._database.alone and self._head is not None else head_of(connection)
         doubtful = [job for job in self._doubtful if stored_of(connection, job.events)]
         before = head
@@ -151,7 +161,7 @@ class SqlJournal(OutboxReads):
     def _fail(jobs: list[Job], error: BaseException) -> None:
         _log.error("journal write failed", problem=type(error).__name__, detail=str(error).split("\n", 1)[0])
         for job in jobs:
-            message = "The journal cannot be written."
+            message = str(error) if isinstance(error, NotThisJournal) else "The journal cannot be written."
             _refuse(job, JournalUnavailable(message))
 
 

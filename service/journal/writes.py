@@ -65,6 +65,8 @@ _ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(
     t.operations.c.registry == bindparam("registry"),
     t.operations.c.source != bindparam("source"),
 )
+_HASH = select(t.events.c.hash).where(t.events.c.sequence == bindparam("sequence"))
+_FIRST = select(t.events.c.sequence).order_by(t.events.c.sequence).limit(1)
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
 Stored = list[Event] | GatewayError
@@ -74,6 +76,15 @@ def head_of(connection: Connection) -> Head:
     """Return sequence and hash of the last event."""
     row = connection.execute(_HEAD).first()
     return (row.sequence, row.hash) if row else (0, GENESIS)
+
+
+def holds(connection: Connection, head: Head) -> bool:
+    """Tell whether the event *head* is stored, or was and is pruned by now."""
+    found = connection.execute(_HASH, {"sequence": head[0]}).scalar()
+    if found is not None:
+        return bool(found == head[1])
+    first = connection.execute(_FIRST).scalar()
+    return first is not None and first > head[0]
 
 
 def stored_of(connection: Connection, events: Sequence[Event]) -> bool:
