@@ -38,7 +38,7 @@ class Kept:
     def __init__(self, path) -> None:
         self.path, self.url, self.told = path, f"sqlite:///{path}", []
         self.journal = SqlJournal(self.url, deadline_seconds=1.0)
-        self.trail = Trail(self.journal, [], "/test")
+        self.trail = Trail(self.journal, "/test")
 
     async def intend(self) -> None:
         call = Call(
