@@ -254,6 +254,7 @@ def problems_of(configuration: Configuration) -> list[str]:
         authorization_of,
         environments_of,
         issuers_of,
+        masks_of,
         own_tokens_of,
         revoked_of,
         sinks_of,
@@ -269,6 +270,7 @@ def problems_of(configuration: Configuration) -> list[str]:
     if configuration.file is not None:  # the embedded default writes its own keys
         parts += [lambda: api_keys_of(configuration), lambda: issuers_of(configuration, revoked_of(configuration))]
         parts += [lambda: own_tokens_of(configuration), lambda: sinks_of(configuration)]
+        parts += [lambda: masks_of(configuration)]
     for name, registry in settings.registries.items():
         parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []

@@ -62,6 +62,7 @@ from service.parts import (
     environments_of,
     issuers_of,
     locks_of,
+    masks_of,
     own_tokens_of,
     revoked_of,
     secret_of,
@@ -132,8 +133,9 @@ class Application:
         self.credentials = Credentials(self.keys, self.issuers, self.tokens)
         self.trail = Trail(
             self.journal,
-            source=f"/registry-gateway/{uuid.uuid4()}",
+            source=f"/registry-gateway/{settings.audit.cluster}/{settings.audit.replica_name}/{uuid.uuid4()}",
             still_held=self._may_write,
+            masks=masks_of(configuration),
         )
         self.leader = leader_of(configuration.journal_url(), settings.journal.deadline_seconds)
         self.leads = self.leader.leads

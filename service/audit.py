@@ -28,6 +28,7 @@ from service.effects import (
 from service.errors import GatewayError
 from service.event import Asked, Event, build_event, documents_of
 from service.keeping import Journal, OpenOperation
+from service.masking import NO_MASKS, Masks
 from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
 
@@ -66,6 +67,8 @@ class Operation:
     notes: list[str] = dataclasses.field(default_factory=list)
     key: str = ""
     """sha256 of principal and Idempotency-Key, where one was sent."""
+    message: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What was asked of the registry; it is no part of events, which hold none of its sensitive values."""
     telemetry: bool = False
     """Nothing about it waits for the journal."""
     intended: bool = False
@@ -101,9 +104,10 @@ class Operation:
             reason=getattr(call.change, "reason", ""),
             telemetry=call.record is Record.SUMMED,
             key=call.key,
+            message=call.request.message if call.request else {},
         )
 
-    def event(self, phase: str, outcome: str | None, source: str, now: float) -> Event:
+    def event(self, phase: str, outcome: str | None, source: str, now: float, masks: Masks = NO_MASKS) -> Event:
         """Build the CloudEvents 1.0 object of one phase."""
         data = {
             "phase": phase,
@@ -143,9 +147,8 @@ class Operation:
             "status": self.status,
             "latency_ms": None if phase == "intent" else round((time.monotonic() - self.started) * 1000, 3),
         }
-        return build_event(
-            self.action or "request:refuse", phase, data, source, now, f"{self.registry}/{self.resource}"
-        )
+        subject = f"{self.registry}/{self.resource}"
+        return build_event(self.action or "request:refuse", phase, data, source, now, subject, masks, self.message)
 
 
 def _undone(effect: Effect, now: float) -> Effect | None:
@@ -171,11 +174,13 @@ class Trail:
         source: str,
         now: Callable[[], float] = time.time,
         still_held: Callable[[], Awaitable[None]] | None = None,
+        masks: Masks = NO_MASKS,
     ) -> None:
         """Write to *journal*; *source* names this process in events.
 
-        *still_held* raises Busy where a lock is lost that other replicas see.
+        *still_held* raises Busy where a lock is lost that other replicas see; *masks* hide what is sensitive.
         """
+        self.masks = masks
         self._still_held = still_held
         self.journal = journal
         self.now = now
@@ -201,13 +206,13 @@ class Trail:
             JournalUnavailable: it is not recorded, so nothing may be forwarded.
             Busy: a lock was lost meanwhile, so nothing may be forwarded; that is recorded.
         """
-        event = operation.event("intent", None, self._source, self.now())
+        event = self._event(operation, "intent", None)
         operation.at = self.now()  # it may have waited for its turn until now
         opened = Opened(
             operation.id,
             operation.digest,
             operation.registry,
-            operation.change,
+            self.masks.document(operation.change, operation.message),
             operation.at,
             operation.key,
             self._source,
@@ -216,7 +221,7 @@ class Trail:
         await self._append(
             [event],
             [opened, *operation.facts.values()],
-            undo=([undo.event("outcome", "failed", self._source, self.now())], [Settled(operation.id, "failed")]),
+            undo=([self._event(undo, "outcome", "failed")], [Settled(operation.id, "failed")]),
         )
         operation.intended = True
         if self._still_held is not None:
@@ -233,7 +238,7 @@ class Trail:
         Never raises: the change is made, and failing now would lie. Without a record the intent stays open and the
         reconciler settles it.
         """
-        event = operation.event("outcome", outcome, self._source, self.now())
+        event = self._event(operation, "outcome", outcome)
         await self._append_or_count([event], [Settled(operation.id, outcome), *effects])
 
     async def reconciled(self, operation: OpenOperation, outcome: str, detail: str, effects: Sequence[Effect]) -> None:
@@ -246,7 +251,9 @@ class Trail:
         }
         for key in ("sequence", "previous"):
             data.pop(key, None)
-        event = build_event(data["action"], "reconciled", data, self._source, self.now(), operation.intent["subject"])
+        event = build_event(
+            data["action"], "reconciled", data, self._source, self.now(), operation.intent["subject"], self.masks
+        )
         state = "unproven" if outcome == "unknown" else outcome  # it ends, so that nobody looks again
         await self._append([event], [Settled(operation.operation, state), *effects])
 
@@ -255,12 +262,12 @@ class Trail:
         if operation.telemetry:
             self.refused_later(operation, phase)
             return
-        event = operation.event(phase, phase, self._source, self.now())
+        event = self._event(operation, phase, phase)
         await self._append_or_count([event], list(operation.facts.values()))
 
     def refused_later(self, operation: Operation, phase: str) -> None:
         """Record a refusal without waiting: telemetry never waits for the journal."""
-        event = operation.event(phase, phase, self._source, self.now())
+        event = self._event(operation, phase, phase)
         task = asyncio.create_task(self._append_or_count([event]))
         self._later.add(task)
         task.add_done_callback(self._later.discard)
@@ -274,10 +281,13 @@ class Trail:
         late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
         back = [undone for effect in effects if (undone := _undone(effect, self.now())) is not None]
         await self._append(
-            [operation.event("outcome", "succeeded", self._source, self.now())],
+            [self._event(operation, "outcome", "succeeded")],
             effects,
-            undo=([late.event("outcome", "failed", self._source, self.now())], back),
+            undo=([self._event(late, "outcome", "failed")], back),
         )
+
+    def _event(self, operation: Operation, phase: str, outcome: str | None) -> Event:
+        return operation.event(phase, outcome, self._source, self.now(), self.masks)
 
     async def keep(self, effect: Effect) -> None:
         """Keep what is no event: rules or a review by digest, an answer by key.
@@ -291,7 +301,9 @@ class Trail:
         """Make events of sums; each has its identifier from now on, so it cannot be recorded twice."""
         now = self.now()
         return [
-            build_event(data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}")
+            build_event(
+                data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}", self.masks
+            )
             for data in documents
         ]
 
@@ -305,7 +317,7 @@ class Trail:
 
     async def noted(self, operation: Operation) -> None:
         """Record what changed nothing: a read, where reads are recorded, or a promotion of what was live."""
-        event = operation.event("outcome", "succeeded", self._source, self.now())
+        event = self._event(operation, "outcome", "succeeded")
         await self._append_or_count([event], list(operation.facts.values()))
 
     async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> None:

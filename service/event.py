@@ -1,20 +1,24 @@
-"""The audit event: one CloudEvents object, bounded, in one byte form."""
+"""The audit event: one CloudEvents object, bounded, without secrets, in one byte form."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from service.masking import NO_MASKS, Masks
 from service.model import ACTIONS
 
 Event = dict[str, Any]
 MAX_EVENT_BYTES = 16 << 10
 _MAX_GROUPS = 20
 _MAX_TEXT = 512
-PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed"})
+_LAST_TEXT = 120
+_LAST_FINDINGS = 5
+PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed", "checkpoint"})
 OUTCOMES = frozenset({"succeeded", "failed", "unknown", "denied", "rejected"})
 EVENT_ACTIONS = ACTIONS | {
     "authentication:fail",
@@ -23,6 +27,7 @@ EVENT_ACTIONS = ACTIONS | {
     "token:exchange",
     "environment:drift",
     "environment:revert",
+    "audit:checkpoint",
 }
 """What events are about: the actions of the policy, and what the gateway finds or does by itself."""
 
@@ -42,19 +47,32 @@ def documents_of(asked: Iterable[Asked]) -> list[dict[str, Any]]:
     return [{"action": item.action, "resource": item.resource, "only_denials": item.only_denials} for item in ordered]
 
 
-def build_event(action: str, phase: str, data: Mapping[str, Any], source: str, now: float, subject: str) -> Event:
-    """Build one CloudEvent, cut to 16 KiB: facts of findings go first, then long texts."""
+def build_event(
+    action: str,
+    phase: str,
+    data: Mapping[str, Any],
+    source: str,
+    now: float,
+    subject: str,
+    masks: Masks = NO_MASKS,
+    beside: Any = None,
+) -> Event:
+    """Build one CloudEvent without secrets, cut to 16 KiB: facts of findings go first, then long texts.
+
+    What is sensitive *beside* it, in the message that it is about, is kept out of its texts too.
+    """
+    masked = masks.document({"subject": subject, "data": data}, beside)
     event = {
         "specversion": "1.0",
         "id": str(uuid.uuid4()),
         "source": source,
         "type": f"registry-gateway.{action.replace(':', '.')}.{phase}",
         "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "subject": subject[:_MAX_TEXT],
+        "subject": _cut(masked["subject"]),
         "datacontenttype": "application/json",
-        "data": dict(data),
+        "data": masked["data"],
     }
-    for shrink in (_with_few_groups, _without_facts, _with_short_texts, _core):
+    for shrink in (_with_few_groups, _without_facts, _with_short_texts, _core, _last):
         if len(canonical_json(event)) <= MAX_EVENT_BYTES - 512:  # room for sequence and hash
             break
         event["data"] = shrink(event["data"])
@@ -98,11 +116,13 @@ def _with_short_texts(value: Any) -> Any:
 
 
 def _cut(text: str, limit: int = _MAX_TEXT) -> str:
-    """Cut *text* so that its JSON has at most about *limit* bytes; a character can take twelve."""
+    """Cut *text* so that its JSON has at most about *limit* bytes, and name the whole; a character can take twelve."""
     kept = text[:limit]
     while len(json.dumps(kept)) - 2 > limit:
         kept = kept[: len(kept) * 3 // 4]
-    return text if len(kept) == len(text) else f"{kept}…(cut, {len(text)} characters)"
+    if len(kept) == len(text):
+        return text
+    return f"{kept}…(cut, {len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()})"
 
 
 def _core(data: Any) -> Any:
@@ -125,3 +145,46 @@ def _core(data: Any) -> Any:
         "would_deny": list(data.get("would_deny", ()))[:5],
         "cut": True,
     }
+
+
+def _last(data: Any) -> Any:
+    """Keep who did what to what, and the verdict: everything else is named by its length and sha256."""
+    verdict = data.get("verdict")
+    findings = [
+        {
+            **{name: _last_of(value) for name, value in item.items()},
+            "rule": _cut(item["rule"], 60),
+            "because": _cut(item["because"], 60),
+            "missing": [],
+            "facts": {},
+            "self_reported": [],
+        }
+        for item in (verdict or {}).get("findings", ())[:_LAST_FINDINGS]
+    ]
+    actor = {name: _cut(item, _LAST_TEXT) for name, item in data["actor"].items() if isinstance(item, str)}
+    kept = {
+        **{name: _last_of(item) for name, item in list(data.items())[:60]},
+        **{name: data[name] for name in ("facts", "verdicts") if name in data and not data[name]},
+        "actor": {**data["actor"], **actor, "groups": [], "claims": {}},
+        "cut": True,
+    }
+    if "verdict" in data:
+        kept["verdict"] = verdict and {
+            **{name: _last_of(item) for name, item in verdict.items()},
+            "findings": findings,
+            "stale_approvals": [],
+        }
+    return kept
+
+
+def _last_of(value: Any) -> Any:
+    if isinstance(value, str):
+        return _cut(value, _LAST_TEXT)
+    if isinstance(value, dict | list | tuple):
+        raw = canonical_json(value)
+        empty: Any = {} if isinstance(value, dict) else []
+        if len(raw) <= _LAST_TEXT:
+            return value
+        named = {"cut": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        return named if empty == {} else [named]
+    return value

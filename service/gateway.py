@@ -109,6 +109,7 @@ class Gateway:
             OutcomeUnknown: it was forwarded, and no answer came. It is read back.
         """
         operation = Operation.opened(call, self.trail.now())
+        operation.digest = self.trail.masks.digest(operation.digest, operation.message)
         backend = self.backend(call.registry)
         if call.request is not None:  # of the registry's own API; our own operations are enforced in every mode
             operation.mode = self.access.modes.of(backend.name)

@@ -75,7 +75,9 @@ class Judge:
             facts = replace(facts, debt=await self._open_debt(backend.name, environment))
 
         def work() -> tuple[Verdict, Kept | None]:
-            return environment.judge(facts, backend.name), None if asked.dry_run else keep(facts)
+            return environment.judge(facts, backend.name), None if asked.dry_run else keep(
+                facts, self._trail.masks.document
+            )
 
         verdict, kept = await apart(environment, work)
         if kept is not None and kept.problem:

@@ -6,6 +6,7 @@ import math
 import secrets
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 from service import errors as e
 from service.api.limits import Bounds, Rate
@@ -23,6 +24,7 @@ from service.changes import Locks
 from service.delivery.ports import Receiver, Stream
 from service.journal.database import SQLITE
 from service.journal.locks import PostgresLocks, Sole
+from service.masking import Masks
 from service.outlets import EndpointOutlet
 from service.promotion.environments import load_environments
 from service.promotion.gate import Environment
@@ -163,16 +165,29 @@ def secret_of(configuration: Configuration) -> bytes:
         BadConfiguration: the file is missing or shorter than 32 bytes.
     """
     file = configuration.settings.secret_file
-    if file is None:
-        return secrets.token_bytes(32)
-    path = configuration.path(file)
+    return secrets.token_bytes(32) if file is None else _secret("secret_file", configuration.path(file))
+
+
+def masks_of(configuration: Configuration) -> Masks:
+    """Return what hides values of sensitive tags in the record.
+
+    Raises:
+        BadConfiguration: the key's file is missing or shorter than 32 bytes.
+    """
+    audit = configuration.settings.audit
+    if audit.hmac_key_file is None:
+        return Masks()
+    return Masks(audit.sensitive_tags, _secret("audit.hmac_key_file", configuration.path(audit.hmac_key_file)))
+
+
+def _secret(setting: str, path: Path) -> bytes:
     try:
         secret = path.read_bytes()
     except OSError as error:
-        message = f"secret_file: {path}: {error.strerror}"
+        message = f"{setting}: {path}: {error.strerror}"
         raise e.BadConfiguration(message) from None
     if len(secret) < _MIN_SECRET_BYTES:
-        message = f"secret_file: {path}: {len(secret)} bytes; at least {_MIN_SECRET_BYTES} are needed"
+        message = f"{setting}: {path}: {len(secret)} bytes; at least {_MIN_SECRET_BYTES} are needed"
         raise e.BadConfiguration(message)
     return secret
 

@@ -40,6 +40,7 @@ class Reconciler:
     def __init__(self, gateway: Gateway, environments: Environments, deadlines: Mapping[str, float]) -> None:
         """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds."""
         self._gateway = gateway
+        self._masks = gateway.trail.masks
         self._deadlines = deadlines
         self._started = gateway.trail.now()
         self._environments = environments
@@ -250,7 +251,7 @@ class Reconciler:
         since = found.at * 1000 - _CLOCK_SKEW_MS
         made = []
         for version in await backend.list_versions(change["model"]):
-            same = version.source == change["source"] and version.run_id == change["run_id"]
+            same = self._masks.same_text(change["source"], version.source) and version.run_id == change["run_id"]
             if same and version.created_ms >= since:
                 journal = self._gateway.trail.journal
                 if (await journal.version(backend.name, version.model, version.binding)).creation is None:
@@ -275,7 +276,8 @@ class Reconciler:
         else:
             tags = (await backend.get_model(change["model"])).tags
         wanted = change.get("value") if kind == "TagSet" else None
-        return tags.get(change["key"]) == wanted, "read back: the tag", []
+        same = self._masks.same_tag(wanted, change["key"], tags.get(change["key"]))
+        return same, "read back: the tag" + (", whose value another key hides" if same is None else ""), []
 
 
 def _passed(verdict: Mapping[str, Any] | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from urllib.parse import urlsplit
 
 import msgspec
@@ -10,6 +12,10 @@ from service.files import YamlFile
 from service.outlets import Outlet, check_outlets
 
 _MAX_SECONDS = 600.0
+_MAX_EVENTS = 1_000_000
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_NAME = 63
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,6 +28,16 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A write that cannot be recorded within this is answered 503 and not forwarded."""
 
 
+class Checkpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Signed events that say how far the chain is, so that a cut or a rewritten one shows."""
+
+    key: str
+    """The file of an Ed25519 key in PEM (PKCS #8)."""
+    kid: str
+    seconds: float = 60.0
+    events: int = 1000
+
+
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where events go besides the journal, and whether reads are recorded too."""
 
@@ -29,6 +45,19 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: bool | str = False
     sum_seconds: float = 60.0
     """How often the sums of telemetry are written; a kill loses those of this long."""
+    cluster: str = "default"
+    """What uses one journal together; with the replica it names the source of events."""
+    replica: str = ""
+    """This process's machine; left out, its host name."""
+    checkpoints: Checkpoints | None = None
+    sensitive_tags: tuple[str, ...] = ()
+    """Keys of tags whose values are kept as HMAC only: exact, or with ``*`` for any characters."""
+    hmac_key_file: str | None = None
+
+    @property
+    def replica_name(self) -> str:
+        """The configured name, or one made of the host's."""
+        return self.replica or _NO_NAME.sub("-", socket.gethostname())[:_MAX_NAME] or "unnamed"
 
 
 def check_journal(journal: Journal, file: YamlFile) -> None:
@@ -63,3 +92,22 @@ def check_audit(audit: Audit, file: YamlFile) -> None:
         raise file.error("audit.reads: on or off", "audit", "reads")
     if not 0 < audit.sum_seconds <= _MAX_SECONDS:
         raise file.error("audit.sum_seconds: more than 0, at most 600", "audit", "sum_seconds")
+    for key in ("cluster", "replica"):
+        if not _NAME.fullmatch(getattr(audit, key)) and (key, audit.replica) != ("replica", ""):
+            raise file.error(f"audit.{key}: 1 to 63 of A-Z a-z 0-9 . _ -", "audit", key)
+    if audit.checkpoints is not None:
+        _check_checkpoints(audit.checkpoints, file)
+    if "" in audit.sensitive_tags:
+        raise file.error("audit.sensitive_tags: the key of a tag is not empty", "audit", "sensitive_tags")
+    if bool(audit.sensitive_tags) != (audit.hmac_key_file is not None):
+        problem = "audit.sensitive_tags and audit.hmac_key_file go together"
+        raise file.error(problem, "audit", "sensitive_tags" if audit.sensitive_tags else "hmac_key_file")
+
+
+def _check_checkpoints(checkpoints: Checkpoints, file: YamlFile) -> None:
+    if not _NAME.fullmatch(checkpoints.kid):
+        raise file.error("audit.checkpoints.kid: 1 to 63 of A-Z a-z 0-9 . _ -", "audit", "checkpoints", "kid")
+    if not 0 < checkpoints.seconds <= _MAX_SECONDS:
+        raise file.error("audit.checkpoints.seconds: more than 0, at most 600", "audit", "checkpoints", "seconds")
+    if not 1 <= checkpoints.events <= _MAX_EVENTS:
+        raise file.error(f"audit.checkpoints.events: 1 to {_MAX_EVENTS}", "audit", "checkpoints", "events")

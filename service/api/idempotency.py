@@ -73,7 +73,7 @@ class Idempotency:
         body = await read_body(scope, receive, MAX_BODY_BYTES, _KINDS)
         principal = scope["state"]["principal"]
         key = _hash(principal.subject, sent)
-        fingerprint = _fingerprint(scope, principal, body)
+        fingerprint = self._trail.masks.keyed(_fingerprint(scope, principal, body))
         running = self._in_flight.get(key)
         if running is None:
             self._in_flight[key] = fingerprint
@@ -118,7 +118,8 @@ class Idempotency:
     async def _keep(self, key: str, fingerprint: str, recorder: _Recorder, rights: Iterable[Right]) -> None:
         """Keep an answer. A failure is logged: the change is made, and its operation knows the key too."""
         headers = {**recorder.headers, _RIGHTS: json.dumps([dataclasses.astuple(right) for right in rights])}
-        answered = Answered(key, fingerprint, recorder.status, headers, recorder.body.decode(), self._trail.now())
+        body = self._trail.masks.answer(recorder.body.decode())
+        answered = Answered(key, fingerprint, recorder.status, headers, body, self._trail.now())
         try:
             await self._trail.keep(answered)
         except GatewayError as error:

@@ -40,8 +40,8 @@ class ReviewDesk:
         found = await self._desk.read_version(caller, registry, model, version, "getReview")
         question = Question(caller.principal, looking=True)
         facts = await self._facts(self._desk.gateway.backend(registry), environment, found, question)
-        seen = _seen(registry, environment, facts)
-        verdict = (await judge(environment, facts, registry)).document()
+        seen = self._seen(registry, environment, facts)
+        verdict = self._desk.gateway.trail.masks.document((await judge(environment, facts, registry)).document())
         shown = {
             **seen,
             "comparison": compare(seen["candidate"], seen["incumbent"]),
@@ -76,9 +76,13 @@ class ReviewDesk:
         if kept is None:
             return False
         nobody = Question(Principal(ITSELF))
-        present = _seen(backend.name, environment, await self._facts(backend, environment, version, nobody))
+        present = self._seen(backend.name, environment, await self._facts(backend, environment, version, nobody))
         shown = {name: kept.document.get(name) for name in present}
         return canonical_json(shown) == canonical_json(present)
+
+    def _seen(self, registry: str, environment: Environment, facts: Facts) -> dict[str, Any]:
+        masked: dict[str, Any] = self._desk.gateway.trail.masks.document(_seen(registry, environment, facts))
+        return masked
 
     async def _facts(
         self, backend: Backend, environment: Environment, version: ModelVersion, question: Question

@@ -41,7 +41,7 @@ operations = Table(
     Column("change", JSON),
     Column("at", Float, nullable=False),
     Column("key", String(64)),
-    Column("source", String(100), nullable=False),
+    Column("source", String(200), nullable=False),
     Index("operations_state", "state", "digest"),
     Index("operations_key", "key"),
 )

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -33,10 +33,10 @@ class Kept:
     problem: str = ""
 
 
-def keep(facts: Facts) -> Kept:
-    """Give *facts* as they are kept. Never raises: to keep them must not fail a promotion."""
+def keep(facts: Facts, mask: Callable[[Any], Any] = lambda document: document) -> Kept:
+    """Give *facts* as they are kept, without what *mask* hides. Never raises: to keep must not fail a promotion."""
     try:
-        document = {"form": _FORM, "facts": _plain(facts)}
+        document = mask({"form": _FORM, "facts": _plain(facts)})
         text = _canonical(document)
     except (TypeError, ValueError, RecursionError) as error:
         return Kept("", {}, f"the facts are not kept: {type(error).__name__}")

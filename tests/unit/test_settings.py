@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def test_defaults(read: Read) -> None:
     settings = read().settings
     assert (settings.listen.host, settings.listen.port) == ("127.0.0.1", 8080)
     assert (settings.audit.sinks, settings.audit.reads) == (("stdout",), False)
+    assert (settings.audit.cluster, settings.audit.replica_name) == ("default", socket.gethostname()[:63])
+    assert settings.audit.checkpoints is None
     assert (settings.journal.deadline_seconds, settings.lock_seconds) == (2.0, 10.0)
     registry = settings.registries["main"]
     assert (registry.mode, registry.sources, registry.token_file, registry.workspace) == ("enforce", (), None, None)
@@ -70,6 +73,16 @@ def test_defaults(read: Read) -> None:
         (BASE + "default_registry: {mlflow: second}\n", 9, "no registry is named 'second'"),
         (BASE + "audit: {sinks: [stdout, kafka]}\n", 9, "unknown sink 'kafka'"),
         (BASE + "audit: {reads: sometimes}\n", 9, "audit.reads"),
+        (BASE + "audit: {cluster: a/b}\n", 9, "audit.cluster: 1 to 63"),
+        (BASE + "audit: {cluster: ''}\n", 9, "audit.cluster: 1 to 63"),
+        (BASE + f"audit: {{replica: {'x' * 64}}}\n", 9, "audit.replica: 1 to 63"),
+        (BASE + "audit: {checkpoints: {key: k.pem}}\n", 9, "audit.checkpoints"),
+        (BASE + "audit: {checkpoints: {key: k.pem, kid: 'a b'}}\n", 9, "audit.checkpoints.kid: 1 to 63"),
+        (BASE + "audit: {checkpoints: {key: k, kid: a, seconds: 0}}\n", 9, "audit.checkpoints.seconds: more than 0"),
+        (BASE + "audit: {checkpoints: {key: k, kid: a, events: 0}}\n", 9, "audit.checkpoints.events: 1 to"),
+        (BASE + "audit: {sensitive_tags: ['*_token']}\n", 9, "sensitive_tags and audit.hmac_key_file go together"),
+        (BASE + "audit: {hmac_key_file: k}\n", 9, "sensitive_tags and audit.hmac_key_file go together"),
+        (BASE + "audit: {sensitive_tags: [''], hmac_key_file: k}\n", 9, "the key of a tag is not empty"),
         (BASE.replace("mlflow\n", "unity_catalog\n"), 3, "registries.main.kind: unity_catalog is not supported"),
         (BASE.replace("mlflow\n", "databricks\n"), 3, "registries.main.kind: databricks is not supported"),
         (BASE.replace("mlflow\n", "MLflow\n"), 3, "unknown kind 'MLflow'"),

@@ -60,3 +60,5 @@ def upgrade() -> None:
         sa.Column("lifted_at", sa.Float(), nullable=True),
         sa.Column("lifted_by", sa.String(length=300), nullable=False),
     )
+    with op.batch_alter_table("operations") as operations:  # a source names cluster and replica too
+        operations.alter_column("source", existing_type=sa.String(length=100), type_=sa.String(length=200))
