@@ -224,6 +224,8 @@ def _check(options: argparse.Namespace) -> int:
         return WRONG
     if configuration.settings.environments is None:
         say("no environments are configured: nothing is gated; `environments` in the configuration names their file")
+    if configuration.settings.audit.checkpoints is None:
+        say("no checkpoints are written: a cut-off end of the record shows only beside a copy; see audit.checkpoints")
     say("configuration, policy, environments and keys are good")
     return GOOD
 
@@ -252,6 +254,7 @@ def problems_of(configuration: Configuration) -> list[str]:
     from service.parts import (
         api_keys_of,
         authorization_of,
+        checkpoint_key_of,
         environments_of,
         issuers_of,
         masks_of,
@@ -271,6 +274,8 @@ def problems_of(configuration: Configuration) -> list[str]:
         parts += [lambda: api_keys_of(configuration), lambda: issuers_of(configuration, revoked_of(configuration))]
         parts += [lambda: own_tokens_of(configuration), lambda: sinks_of(configuration)]
         parts += [lambda: masks_of(configuration)]
+        if settings.audit.checkpoints is not None:
+            parts.append(lambda: checkpoint_key_of(configuration))
     for name, registry in settings.registries.items():
         parts += [partial(part, name, registry, configuration) for part in (authorization_of, tls_of)]
     problems = []

@@ -59,6 +59,7 @@ from service.parts import (
     api_keys_of,
     backend_of,
     bounds_of,
+    checkpoints_of,
     environments_of,
     issuers_of,
     locks_of,
@@ -141,6 +142,7 @@ class Application:
         self.leads = self.leader.leads
         streams, receivers = sinks_of(configuration, self._aliases_of)
         self.deliverer = Deliverer(streams if sinks is None else sinks, receivers, self.journal, self.leads)
+        self.checkpoints = checkpoints_of(configuration, self.trail, leads=self.leads)
         self.sole = None if several else sole_of(configuration)
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
@@ -268,6 +270,8 @@ class Application:
         if self.authorizer.snapshot.names_owner:
             await self.owners.load()
         self.leader.start()
+        if self.checkpoints is not None:
+            await self.checkpoints.start()
         await self.deliverer.start()
         self.gateway.tally.start()
         self.reconciler.start()
@@ -297,6 +301,9 @@ class Application:
             summing.cancel()
             await asyncio.gather(summing, return_exceptions=True)
             await self.asgi.flush()
+            await self.trail.caught_up()
+            if self.checkpoints is not None:
+                await self.checkpoints.close()
             await self.trail.close()
             await self.deliverer.close()
             await self.changes.close()

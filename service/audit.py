@@ -286,6 +286,16 @@ class Trail:
             undo=([self._event(late, "outcome", "failed")], back),
         )
 
+    async def checkpoint(self, data: Mapping[str, Any], finish: Callable[[Event], Event]) -> Event:
+        """Record a checkpoint, which *finish* signs when it has its place in the chain.
+
+        Raises:
+            JournalUnavailable: it may be recorded all the same; the next one covers it.
+        """
+        event = build_event(data["action"], "checkpoint", data, self._source, self.now(), data["resource"])
+        (stored,) = await self._append([event], finish=finish)
+        return stored
+
     def _event(self, operation: Operation, phase: str, outcome: str | None) -> Event:
         return operation.event(phase, outcome, self._source, self.now(), self.masks)
 
@@ -333,7 +343,11 @@ class Trail:
         effects: Sequence[Effect] = (),
         *,
         undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
-    ) -> None:
-        for event in await self.journal.append(events, effects, undo=undo):
+        finish: Callable[[Event], Event] | None = None,
+    ) -> list[Event]:
+        more = {} if finish is None else {"finish": finish}
+        stored = await self.journal.append(events, effects, undo=undo, **more)
+        for event in stored:
             if self.on_recorded is not None:
                 await self.on_recorded(event)
+        return stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from service.effects import Effect, Signed
@@ -98,8 +98,11 @@ class Journal(Outbox, Protocol):
         effects: Sequence[Effect] = (),
         *,
         undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
+
+        *finish* completes an event once it has its place in the chain.
 
         When it returns they are durable. When it raises they are not, or *undo* is stored after them.
 
@@ -113,6 +116,9 @@ class Journal(Outbox, Protocol):
 
         A filter's value is exact, a list of which one must be it, or `ANY` for whatever is set.
         """
+
+    async def heads(self, after: int) -> tuple[int, int]:
+        """Return the sequence of the last event, and of the last checkpoint after the sequence *after* (0: none)."""
 
     async def operation_events(self, operation: str) -> list[Event]:
         """List the events of one operation."""

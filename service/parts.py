@@ -8,8 +8,11 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from service import errors as e
 from service.api.limits import Bounds, Rate
+from service.audit import Trail
 from service.authentication.api_keys import ApiKeys
 from service.authentication.issuers import Issuers
 from service.authentication.own import OwnTokens
@@ -21,7 +24,9 @@ from service.backends.credentials import Secret, basic, bearer, tls_context
 from service.backends.http import HttpTransport
 from service.backends.mlflow import MlflowBackend
 from service.changes import Locks
+from service.checkpoints import Checkpoints
 from service.delivery.ports import Receiver, Stream
+from service.ed25519 import read_private
 from service.journal.database import SQLITE
 from service.journal.locks import PostgresLocks, Sole
 from service.masking import Masks
@@ -166,6 +171,37 @@ def secret_of(configuration: Configuration) -> bytes:
     """
     file = configuration.settings.secret_file
     return secrets.token_bytes(32) if file is None else _secret("secret_file", configuration.path(file))
+
+
+def checkpoints_of(configuration: Configuration, trail: Trail, leads: Callable[[], bool]) -> Checkpoints | None:
+    """Return what writes checkpoints, if a key is configured.
+
+    Raises:
+        BadConfiguration: the key's file cannot be used.
+    """
+    audit = configuration.settings.audit
+    if audit.checkpoints is None:
+        return None
+    return Checkpoints(
+        trail,
+        checkpoint_key_of(configuration).sign,
+        cluster=audit.cluster,
+        kid=audit.checkpoints.kid,
+        seconds=audit.checkpoints.seconds,
+        events=audit.checkpoints.events,
+        leads=leads,
+    )
+
+
+def checkpoint_key_of(configuration: Configuration) -> Ed25519PrivateKey:
+    """Read the key that checkpoints are signed with.
+
+    Raises:
+        BadConfiguration: the key's file cannot be used.
+    """
+    assert configuration.settings.audit.checkpoints is not None
+    path = configuration.path(configuration.settings.audit.checkpoints.key)
+    return read_private(f"audit.checkpoints.key: {path}", path)
 
 
 def masks_of(configuration: Configuration) -> Masks:

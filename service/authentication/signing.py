@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from service.authentication.keysets import KeySet, signing_key
-from service.errors import BadConfiguration
+from service.ed25519 import read_private
 
 ALGORITHM = "EdDSA"
-_MAX_BYTES = 16 << 10
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class SigningKeys:
@@ -31,7 +25,7 @@ class SigningKeys:
         Raises:
             BadConfiguration: a file is missing, may be read by others, or is no Ed25519 key in PEM (PKCS #8).
         """
-        private = {kid: _read(kid, path) for kid, path in files}
+        private = {kid: read_private(f"tokens.keys: {kid}: {path}", path) for kid, path in files}
         self._kid, self._key = signing, private[signing]
         self.document = {"keys": [_public(kid, key) for kid, key in private.items()]}
         """The key set (RFC 7517) that others verify with."""
@@ -42,31 +36,6 @@ class SigningKeys:
         header = {"alg": ALGORITHM, "kid": self._kid, "typ": kind}
         signed = f"{_segment(header)}.{_segment(claims)}"
         return f"{signed}.{_text(self._key.sign(signed.encode()))}"
-
-
-def _read(kid: str, path: Path) -> Ed25519PrivateKey:
-    where = f"tokens.keys: {kid}: {path}"
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            raw = file.read(_MAX_BYTES)
-    except OSError as error:
-        message = f"{where}: {error.strerror}"
-        raise BadConfiguration(message) from None
-    if mode & _OTHERS:
-        message = f"{where}: others may read it (mode {mode:04o}); run: chmod 600 {path}"
-        raise BadConfiguration(message)
-    try:
-        key = load_pem_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        message = (
-            f"{where}: not an Ed25519 key in PEM (PKCS #8) without password; "
-            "make one: openssl genpkey -algorithm ed25519 -out FILE"
-        )
-        raise BadConfiguration(message)
-    return key
 
 
 def _public(kid: str, key: Ed25519PrivateKey) -> dict[str, str]:

@@ -61,6 +61,12 @@ _QUARANTINES = (
 _PAGE = 5000
 _LAST = select(func.max(t.events.c.sequence))
 _AFTER = bindparam("after", type_=BigInteger)
+_CHECKPOINT = (
+    select(t.events.c.sequence)
+    .where(t.events.c.sequence > _AFTER, t.events.c.phase == "checkpoint")
+    .order_by(t.events.c.sequence.desc())
+    .limit(1)
+)
 TELLS_OWNERS = and_(
     t.events.c.outcome == "succeeded",
     or_(
@@ -141,6 +147,11 @@ class Reads:
                 query = query.where(t.events.c[name] == value)
         rows = await self._rows(query.order_by(t.events.c.sequence).limit(limit))
         return [(row.sequence, json.loads(row.body)) for row in rows]
+
+    async def heads(self, after: int) -> tuple[int, int]:
+        """Return the sequence of the last event, and of the last checkpoint after the sequence *after* (0: none)."""
+        last, checkpoint = await self._all([_LAST, _CHECKPOINT], {"after": after})
+        return last[0][0] or 0, checkpoint[0][0] if checkpoint else 0
 
     async def operation_events(self, operation: str) -> list[Event]:
         """List the events of one operation."""

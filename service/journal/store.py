@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from sqlalchemy import Connection, text
@@ -68,9 +68,10 @@ class SqlJournal(OutboxReads):
         effects: Sequence[Effect] = (),
         *,
         undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         """Store events and effects in one transaction (see `service.keeping.Journal`)."""
-        job = Job(events, effects, asyncio.get_running_loop().create_future(), undo)
+        job = Job(events, effects, asyncio.get_running_loop().create_future(), undo, finish=finish)
         self._jobs.put_nowait(job)
         try:
             async with asyncio.timeout(self._deadline):  # wait_for can swallow a cancellation before Python 3.12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from service.chain import GENESIS
 from service.journal.looking import Look
-from service.journal.writes import GENESIS
 
 _PAGE = 2000
 _EVENTS = "SELECT sequence, body, hash FROM events WHERE sequence > :last ORDER BY sequence LIMIT :page"

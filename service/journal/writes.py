@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from service import effects as f
+from service.chain import GENESIS, digest_of
 from service.errors import Busy, GatewayError, OperationPending
 from service.event import Event, canonical_json
 from service.journal import outbox
 from service.journal import tables as t
 from service.records import Approval, Evidence
 
-GENESIS = "0" * 64
 ANSWERS_KEPT_SECONDS = 24 * 3600.0
 
 
@@ -31,6 +30,8 @@ class Job:
     done: asyncio.Future[list[Event]]
     undo: tuple[Sequence[Event], Sequence[f.Effect]] | None
     abandoned: bool = False
+    finish: Callable[[Event], Event] | None = None
+    """Completes an event that has its place in the chain."""
 
 
 # Built once: a statement is as costly to build as to run.
@@ -107,8 +108,10 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Sto
             sequence += 1
             data = {**item["data"], "sequence": sequence, "previous": previous}
             chained = {**item, "data": data}
+            if job.finish is not None:
+                chained = job.finish(chained)
             body = canonical_json(chained)
-            previous = hashlib.sha256(body).hexdigest()
+            previous = digest_of(body)
             rows.append(_columns(chained, sequence, body.decode(), previous))
             finished.append(chained)
         for effect in job.effects:
