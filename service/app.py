@@ -35,19 +35,20 @@ from service.authorization.authorizer import Authorizer
 from service.authorization.explaining import PolicyExplainer
 from service.backend import Backend
 from service.backends.breaker import Breaker
-from service.changes import Changes, still_held
+from service.changes import Changes
 from service.delivery.deliverer import Deliverer
 from service.delivery.ports import Stream
 from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
 from service.drift import Drift
+from service.following import Following
 from service.gateway import Gateway
 from service.gather import Gatherer
 from service.governance import Governance
 from service.guard import Guard
+from service.held import still_held
 from service.journal.leader import leader_of
-from service.journal.locks import Sole
 from service.journal.store import SqlJournal
 from service.keeping import Journal
 from service.model import People, Principal, Scope
@@ -65,10 +66,10 @@ from service.parts import (
     locks_of,
     masks_of,
     own_tokens_of,
+    replicas_of,
     revoked_of,
     secret_of,
     sinks_of,
-    sole_of,
 )
 from service.promoter import Promoter
 from service.promotion.environments import Environments
@@ -84,8 +85,6 @@ from service.watching import Watch
 
 RELOAD_SECONDS = 1.0
 DRAIN_SECONDS = 25.0
-SOLE_SECONDS = 30.0
-"""So long a new process waits for the one before it to end."""
 _OWN = ("/v1/", "/access/")
 _OPEN_TELEMETRY = ("/v1/traces", "/v1/metrics")
 """MLflow's OpenTelemetry ingestion, at its server's root."""
@@ -104,11 +103,8 @@ class Application:
         backends: dict[str, Backend] | None = None,
         journal: Journal | None = None,
         sinks: list[Stream] | None = None,
-        several: bool = False,
     ) -> None:
         """Wire the parts of *configuration*; tests may bring their own *backends*, *journal* and streams as *sinks*.
-
-        With *several* other processes may use the journal too. What they know of each other is not complete yet.
 
         Raises:
             BadConfiguration: a file is wrong. Nothing was started.
@@ -138,12 +134,12 @@ class Application:
             still_held=self._may_write,
             masks=masks_of(configuration),
         )
+        self.replicas = replicas_of(configuration)
         self.leader = leader_of(configuration.journal_url(), settings.journal.deadline_seconds)
         self.leads = self.leader.leads
         streams, receivers = sinks_of(configuration, self._aliases_of)
         self.deliverer = Deliverer(streams if sinks is None else sinks, receivers, self.journal, self.leads)
         self.checkpoints = checkpoints_of(configuration, self.trail, leads=self.leads)
-        self.sole = None if several else sole_of(configuration)
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
         self.authorizer = Authorizer(
@@ -167,7 +163,7 @@ class Application:
         sources = {name: registry.sources for name, registry in registries.items()}
         self.modes = Modes({name: registry.mode for name, registry in registries.items()})
         access = Access(self.authorizer.decide, ownership, sources, self.trail, self.modes, self._count_denial)
-        seals = Seals(ownership, self.environments, self.trail.now)
+        seals = Seals(ownership, self.environments, self.trail.now, self.replicas)
         watch = Watch()
         promoter = Promoter(self.environments, gatherer, self.trail, seals)
         self.gateway = Gateway(
@@ -188,12 +184,15 @@ class Application:
         self.drift = Drift(self.gateway, self.environments, settings.drift_seconds, self.leads)
         explainer = PolicyExplainer(self.authorizer, registries)
         self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift, explainer)
+        self.following = Following(self.gateway, self.owners, self.replicas, self.trail.source)
         self.reconciler = Reconciler(
             self.gateway,
+            self.replicas,
             self.environments,
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.revision)
+        self.health.in_force = self.replicas.in_force
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
         self.health.issuers = self.issuers.states if self.issuers else dict
         self.metrics = Metrics(self.health)
@@ -256,15 +255,15 @@ class Application:
             hosts=self.configuration.settings.listen.hosts,
             proxies=Proxies(self.configuration.settings.listen.trusted_proxies),
             limits=Limits(bounds_of(self.configuration.settings)),
+            replicas=self.replicas,
         )
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
-        if self.sole is not None:
-            await self._be_the_only_one(self.sole)
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
-        self.gateway.seals.load(await self.journal.live(), await self.journal.signed())
+        await self.following.load()
+        await self.following.start(alone=not self.configuration.shares_journal())
         for name, mode in self.modes.not_enforced().items():
             _log.warning("access is not enforced", registry=name, mode=mode)
         if self.authorizer.snapshot.names_owner:
@@ -308,19 +307,10 @@ class Application:
             await self.deliverer.close()
             await self.changes.close()
             await self.leader.close()
+            await self.following.close()
             await self.journal.close()
-            if self.sole is not None:
-                await self.sole.close()
             for backend in self.backends.values():
                 await backend.close()
-
-    @staticmethod
-    async def _be_the_only_one(sole: Sole) -> None:
-        try:
-            await sole.take(0)
-        except e.JournalUnavailable as error:
-            _log.warning("waiting for the journal", seconds=SOLE_SECONDS, problem=error.detail)
-            await sole.take(SOLE_SECONDS)
 
     async def _may_write(self) -> None:
         """Return if nobody else may be changing what this process is about to change.
@@ -328,8 +318,9 @@ class Application:
         Raises:
             Busy, JournalUnavailable: somebody may be. Nothing may be written.
         """
-        if self.sole is not None:
-            await self.sole.check()
+        if not self.replicas.in_force():
+            message = "This process was cut off from the other replicas; nothing was forwarded. Try again."
+            raise e.JournalUnavailable(message)
         await still_held()
 
     async def _sum_refusals(self) -> None:
@@ -380,6 +371,7 @@ class Application:
             await asyncio.sleep(RELOAD_SECONDS)
             self.metrics.events_lost.set(self.trail.lost)
             self.metrics.sums_merged.set(self.gateway.tally.merged)
+            self.metrics.seal_conflicts.set(self.following.conflicts)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
 
 

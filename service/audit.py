@@ -184,7 +184,7 @@ class Trail:
         self._still_held = still_held
         self.journal = journal
         self.now = now
-        self._source = source
+        self.source = source
         self._later: set[asyncio.Task[None]] = set()
         self.on_recorded: Callable[[Event], Awaitable[None]] | None = None
         """Told of each event once it is durable; never raises."""
@@ -215,7 +215,7 @@ class Trail:
             self.masks.document(operation.change, operation.message),
             operation.at,
             operation.key,
-            self._source,
+            self.source,
         )
         undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
         await self._append(
@@ -252,7 +252,7 @@ class Trail:
         for key in ("sequence", "previous"):
             data.pop(key, None)
         event = build_event(
-            data["action"], "reconciled", data, self._source, self.now(), operation.intent["subject"], self.masks
+            data["action"], "reconciled", data, self.source, self.now(), operation.intent["subject"], self.masks
         )
         state = "unproven" if outcome == "unknown" else outcome  # it ends, so that nobody looks again
         await self._append([event], [Settled(operation.operation, state), *effects])
@@ -276,8 +276,10 @@ class Trail:
         """Record a change of the journal itself (evidence, an approval) together with it.
 
         Raises:
-            JournalUnavailable: nothing is stored.
+            JournalUnavailable: nothing is stored. Busy: a lock was lost meanwhile; nothing is stored.
         """
+        if self._still_held is not None:
+            await self._still_held()
         late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
         back = [undone for effect in effects if (undone := _undone(effect, self.now())) is not None]
         await self._append(
@@ -292,12 +294,12 @@ class Trail:
         Raises:
             JournalUnavailable: it may be recorded all the same; the next one covers it.
         """
-        event = build_event(data["action"], "checkpoint", data, self._source, self.now(), data["resource"])
+        event = build_event(data["action"], "checkpoint", data, self.source, self.now(), data["resource"])
         (stored,) = await self._append([event], finish=finish)
         return stored
 
     def _event(self, operation: Operation, phase: str, outcome: str | None) -> Event:
-        return operation.event(phase, outcome, self._source, self.now(), self.masks)
+        return operation.event(phase, outcome, self.source, self.now(), self.masks)
 
     async def keep(self, effect: Effect) -> None:
         """Keep what is no event: rules or a review by digest, an answer by key.
@@ -312,7 +314,7 @@ class Trail:
         now = self.now()
         return [
             build_event(
-                data["action"], "summed", data, self._source, now, f"{data['registry']}/{data['resource']}", self.masks
+                data["action"], "summed", data, self.source, now, f"{data['registry']}/{data['resource']}", self.masks
             )
             for data in documents
         ]

@@ -7,28 +7,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 from service.errors import Busy
+from service.held import Held, LockLost, holding
 
 T = TypeVar("T")
-_HELD: ContextVar[tuple[Held, ...]] = ContextVar("held", default=())
-
-
-class LockLost(Exception):
-    """A lock that other replicas see cannot be had, or may be somebody else's by now."""
-
-
-class Held(Protocol):
-    """A lock that is held."""
-
-    async def check(self) -> None:
-        """Return if it still is.
-
-        Raises:
-            LockLost: it may not be.
-        """
 
 
 class Locks(Protocol):
@@ -91,11 +75,8 @@ class Changes:
             for model in names:
                 await stack.enter_async_context(self._one(registry, model, deadline))
             held = () if self._shared is None else (await self._enter(stack, registry, names, deadline),)
-            token = _HELD.set((*_HELD.get(), *held))
-            try:
+            with holding(*held):
                 yield
-            finally:
-                _HELD.reset(token)
 
     async def _enter(
         self, stack: contextlib.AsyncExitStack, registry: str, models: Sequence[str], deadline: float
@@ -131,20 +112,6 @@ class Changes:
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, users - 1)
-
-
-async def still_held() -> None:
-    """Return if every lock that this task holds is still its own: asked last before something is written.
-
-    Raises:
-        Busy: one may be somebody else's by now. Nothing may be written.
-    """
-    for held in _HELD.get():
-        try:
-            await held.check()
-        except LockLost as error:
-            message = f"The lock that replicas share was lost ({error}); nothing was forwarded. Try again."
-            raise Busy(message) from None
 
 
 def _busy(model: str) -> Busy:

@@ -173,6 +173,10 @@ class Gateway:
         self.seals.apply(effects)
         self._watch.apply(effects)
 
+    def wake(self, place: tuple[str, str] | None) -> None:
+        """Have those look again who wait for what is live in the model at *place*, or in any."""
+        self._watch.wake(place)
+
     async def _search(self, backend: Backend, call: Call, operation: Operation) -> Answer:
         answer = await self._searches.search(backend, call, self.access.shows(backend, operation))
         self.access.note_left_out(operation)

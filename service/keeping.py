@@ -25,6 +25,8 @@ class OpenOperation:
     change: Mapping[str, Any] | None
     intent: Event
     at: float
+    source: str = ""
+    """Which process carries it out."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,11 +177,16 @@ class Journal(Outbox, Protocol):
     async def quarantines(self, registry: str) -> list[Quarantine]:
         """List the quarantines of a registry that were not lifted, oldest first."""
 
-    async def live(self) -> list[tuple[str, str, LivePeriod]]:
-        """List what is live everywhere by record: registry, model, period."""
+    async def last(self) -> int:
+        """Return the sequence of the newest event; 0 where there is none."""
 
-    async def signed(self) -> list[Signed]:
-        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first.
+    async def live(self, place: tuple[str, str] | None = None) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live by record, everywhere or in the model at *place*: registry, model, period."""
+
+    async def signed(self, place: tuple[str, str] | None = None) -> list[Signed]:
+        """List the decisions that are neither revoked nor about a deleted version, oldest first.
+
+        Of everywhere, or of the model at *place* (registry and name).
 
         Those of before schema 0002, which did not keep what stands behind them, are left out.
         """

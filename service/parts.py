@@ -27,13 +27,14 @@ from service.changes import Locks
 from service.checkpoints import Checkpoints
 from service.delivery.ports import Receiver, Stream
 from service.ed25519 import read_private
-from service.journal.database import SQLITE
-from service.journal.locks import PostgresLocks, Sole
+from service.journal.locks import PostgresLocks
+from service.journal.replicas import PostgresReplicas
 from service.masking import Masks
 from service.outlets import EndpointOutlet
 from service.promotion.environments import load_environments
 from service.promotion.gate import Environment
 from service.records import Capabilities
+from service.replicas import OneReplica, Replicas
 from service.settings import Configuration, Registry, Settings
 from service.sinks.cloudevents import CloudEvents
 from service.sinks.file import FileSink
@@ -65,16 +66,16 @@ def backend_of(name: str, registry: Registry, configuration: Configuration, brea
 
 def locks_of(configuration: Configuration) -> Locks | None:
     """Return the locks that replicas share; one process that writes SQLite shares none."""
-    url = configuration.journal_url()
-    if url.startswith(SQLITE):
+    if not configuration.shares_journal():
         return None
-    return PostgresLocks(url, configuration.settings.journal.deadline_seconds)
+    return PostgresLocks(configuration.journal_url(), configuration.settings.journal.deadline_seconds)
 
 
-def sole_of(configuration: Configuration) -> Sole | None:
-    """Return what keeps a second process away; a SQLite file is written by one anyway."""
-    url = configuration.journal_url()
-    return None if url.startswith(SQLITE) else Sole(url, configuration.settings.journal.deadline_seconds)
+def replicas_of(configuration: Configuration) -> Replicas:
+    """Return what this process knows of others; a SQLite file is written by one."""
+    if not configuration.shares_journal():
+        return OneReplica()
+    return PostgresReplicas(configuration.journal_url(), configuration.settings.journal.deadline_seconds)
 
 
 def environments_of(configuration: Configuration, capabilities: dict[str, Capabilities]) -> tuple[Environment, ...]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -93,12 +93,12 @@ class Promoter:
             raise Stale(message)
         operation.environment, operation.version = environment.name, asked.version
         operation.before = {"version": live}
-        sealed: AbstractContextManager[None] = contextlib.nullcontext()
+        sealed: AbstractAsyncContextManager[None] = contextlib.nullcontext()
         if not asked.dry_run:  # to look is no reason to keep anybody from writing
             sealed = self._seals.provisional(
-                backend.name, asked.model, environment, asked.version, behind(candidate, origin)
+                operation.id, backend.name, asked.model, environment, asked.version, behind(candidate, origin)
             )
-        with sealed:
+        async with sealed:
             verdict, facts = await self._judge.verdict(backend, judging, candidate, incumbent, asked, origin, operation)
             operation.verdict = verdict
             marks = missing_marks(self._environments, backend.name, model, candidate, environment)

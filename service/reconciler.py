@@ -21,10 +21,11 @@ from service.keeping import OpenOperation
 from service.marking import ended_elsewhere, made_live, missing_marks, write_mark
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod
+from service.replicas import Replicas
 from service.unsettled import Outcome
 
 SETTLE_SECONDS = 10.0
-"""How long after the registry's deadline (after a restart: after the start) a write that is not there was not done."""
+"""How long after the registry's deadline, or after its process died, a write that is not there was not done."""
 UNPROVEN_SECONDS = 60.0
 """After this an operation that cannot be proved ends as ``unknown``."""
 _PACE_SECONDS = 2.0
@@ -37,12 +38,19 @@ Proof = tuple[bool | None, str, list[Effect]]
 class Reconciler:
     """Settles operations that a crash, a lost answer or a failing journal left without an outcome."""
 
-    def __init__(self, gateway: Gateway, environments: Environments, deadlines: Mapping[str, float]) -> None:
-        """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds."""
+    def __init__(
+        self, gateway: Gateway, replicas: Replicas, environments: Environments, deadlines: Mapping[str, float]
+    ) -> None:
+        """Read through *gateway*'s backends and write to its trail; *deadlines* are each registry's, in seconds.
+
+        Operations of other *replicas* are left to them as long as they live.
+        """
         self._gateway = gateway
         self._masks = gateway.trail.masks
+        self._replicas = replicas
+        self._dead: dict[str, float] = {}
+        """Since when it is known of a process that it does not live, where it left operations."""
         self._deadlines = deadlines
-        self._started = gateway.trail.now()
         self._environments = environments
         self._task: asyncio.Task[None] | None = None
 
@@ -72,10 +80,16 @@ class Reconciler:
         waited_for = self._gateway.unsettled.items()
         still_open = await self._gateway.trail.journal.unsettled()
         await self._tell_ended(waited_for, {found.operation for found in still_open})
+        living = await self._replicas.living()
+        now = self._gateway.trail.now()
+        self._dead = {
+            found.source: self._dead.get(found.source, now) for found in still_open if found.source not in living
+        }
         for found in still_open:
             if found.operation not in self._gateway.active:
                 self._gateway.unsettled.add(found.digest, found.operation)
-                by_registry.setdefault(found.registry, []).append(found)
+                if found.source == self._gateway.trail.source or found.source in self._dead:
+                    by_registry.setdefault(found.registry, []).append(found)
         # a registry that hangs delays its own operations only
         return sum(await asyncio.gather(*(self._sweep_one(items) for items in by_registry.values())))
 
@@ -143,8 +157,8 @@ class Reconciler:
 
     def _is_late(self, found: OpenOperation) -> bool:
         """Tell whether the registry would have done it by now: it may act until long after a lost answer."""
-        if found.state == "open" and found.at < self._started:
-            return self._gateway.trail.now() - self._started >= SETTLE_SECONDS
+        if found.state == "open" and found.source in self._dead:
+            return self._gateway.trail.now() - self._dead[found.source] >= SETTLE_SECONDS
         return self._age(found) >= self._deadlines.get(found.registry, 0.0) + SETTLE_SECONDS
 
     async def _prove(self, backend: Backend, found: OpenOperation) -> Proof:

@@ -1,26 +1,31 @@
 """Seals what stands behind an approved or a live version: its run, its logged models, its files, its evidence.
 
-Kept in memory, so that telemetry never waits for the journal; read from the journal once at the start.
+Kept in memory, so that telemetry never waits for the journal; what other replicas record and judge is told to it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import itertools
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from enum import Enum
 
 from service.backend import Backend
 from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces, TagDelete, TagSet, VersionUpdate
 from service.effects import Deleted, Effect, MadeLive, Renamed, Revoked, Signed, TakenDown
 from service.errors import Busy, Conflict, NotFound, OutcomeUnknown
+from service.held import holding
 from service.model import Call
 from service.ownership import Ownership, parse_artifact_path
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Sealing
 from service.records import LivePeriod
+from service.replicas import Judging, OneReplica, Replicas
+from service.unseen import Unseen
 
 _WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
 _RESTORES = frozenset({"restoreRun", "restoreExperiment"})
@@ -36,6 +41,7 @@ class Standing(Enum):
     APPROVED = "approved for"
     JUDGED = "being judged for"
     """Not live or approved yet: a write has to wait."""
+    ELSEWHERE = "being judged by another replica for"
 
 
 _ENDS = {
@@ -64,7 +70,7 @@ class Seal:
             Conflict: it is sealed. Busy: it is being judged.
         """
         version = f"version {self.version} of {self.model!r}, which is {self.standing.value} {self.environment.name!r}"
-        if self.standing is Standing.JUDGED:
+        if self.standing in (Standing.JUDGED, Standing.ELSEWHERE):
             message = f"{what} {version}; nothing was forwarded. Try again."
             raise Busy(message)
         end = _ENDS[self.standing]
@@ -75,8 +81,18 @@ class Seal:
 class Seals:
     """The seals of this moment."""
 
-    def __init__(self, ownership: Ownership, environments: Environments, now: Callable[[], float]) -> None:
-        """Find the experiments of sealed runs through *ownership*; *now* ends the seals of approvals that expire."""
+    def __init__(
+        self,
+        ownership: Ownership,
+        environments: Environments,
+        now: Callable[[], float],
+        replicas: Replicas | None = None,
+    ) -> None:
+        """Find the experiments of sealed runs through *ownership*; *now* ends the seals of approvals that expire.
+
+        *replicas* keep what is judged as it is, too.
+        """
+        self._replicas = replicas or OneReplica()
         self._ownership = ownership
         self._environments = environments
         self._now = now
@@ -87,14 +103,16 @@ class Seals:
         self._numbers = itertools.count()
         """One for each judging: a later one does not end the seal of one whose outcome is unknown."""
         self._writing: Counter[tuple[str, str]] = Counter()
-
-    def load(self, live: Iterable[tuple[str, str, LivePeriod]], signed: Iterable[Signed]) -> None:
-        """Begin with what is *live* and *signed* by record."""
-        self.apply(MadeLive(*item) for item in live)
-        self.apply(signed)
+        self._written = asyncio.Event()
+        """Set and made anew when a write ends."""
+        self.unseen = Unseen()
+        """Writes for which no other replica waited."""
+        self.generation = 0
+        """Counts what was applied: who reads the journal beside it may have read what was before."""
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Follow what became or ceased to be approved or live."""
+        self.generation += 1
         for effect in effects:
             match effect:
                 case MadeLive(registry, model, period):
@@ -145,27 +163,38 @@ class Seals:
             ),
         )
 
-    @contextlib.contextmanager
-    def provisional(
-        self, registry: str, model: str, environment: Environment, version: str, behind: frozenset[str]
-    ) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def provisional(
+        self, operation: str, registry: str, model: str, environment: Environment, version: str, behind: frozenset[str]
+    ) -> AsyncIterator[None]:
         """Seal what is being judged, so that what is judged is what becomes live; kept if the outcome is unknown.
 
-        The caller holds the model's lock.
+        Every replica seals it. The caller holds the model's lock.
 
         Raises:
-            Busy: something behind it is being written just now. Nothing was forwarded; try again.
+            Busy: something behind it is being written just now, or that cannot be told. Nothing was forwarded; try
+                again.
         """
         if not environment.seals:
             yield
             return
-        if any(self._writing.get((registry, identifier.lower())) for identifier in behind):
+        if self._is_written(registry, behind):
             message = "Something behind the version is being written just now; nothing was changed. Try again."
             raise Busy(message)
         key = (registry, model, Standing.JUDGED, f"{environment.name}\0{next(self._numbers)}")
         self._put(key, Seal(registry, model, environment, version, behind, Standing.JUDGED))
         try:
-            yield
+            judging = Judging(str(uuid.uuid4()), operation, registry, model, environment.name, version, behind)
+            published = await self._replicas.publish(judging)
+            settled = True
+            try:
+                with holding(published):
+                    yield
+            except OutcomeUnknown:
+                settled = False
+                raise
+            finally:
+                published.end(settled=settled)
         except OutcomeUnknown:
             raise  # it may be live: the reconciler's proof replaces the seal
         except BaseException:
@@ -174,12 +203,51 @@ class Seals:
         else:
             self._drop([key])
 
+    def _is_written(self, registry: str, behind: Iterable[str]) -> bool:
+        return any(self._writing.get((registry, identifier.lower())) for identifier in behind)
+
+    async def unwritten(self, registry: str, behind: Iterable[str], seconds: float) -> bool:
+        """Wait at most *seconds* until nothing *behind* is being written by this process; tell whether it is so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._is_written(registry, behind):
+                    await self._written.wait()
+        return not self._is_written(registry, behind)
+
+    def judged_elsewhere(self, judgings: Iterable[Judging]) -> None:
+        """Seal what other replicas judge now, and nothing else that they judged."""
+        self._drop([key for key in self._seals if key[2] is Standing.ELSEWHERE])
+        for item in judgings:
+            environment = self._environments.get(item.registry, item.model, item.environment)
+            if environment is not None and environment.seals:
+                seal = Seal(item.registry, item.model, environment, item.version, item.behind, Standing.ELSEWHERE)
+                self._put((item.registry, item.model, Standing.ELSEWHERE, item.id), seal)
+
+    def stand(
+        self,
+        live: Iterable[tuple[str, str, LivePeriod]],
+        signed: Iterable[Signed],
+        place: tuple[str, str] | None = None,
+    ) -> None:
+        """Have exactly what is *live* and *signed* by record, of the model at *place* or of all."""
+        keys = self._seals if place is None else self._of_model(*place)
+        self._drop([key for key in keys if key[2] in (Standing.LIVE, Standing.APPROVED)])
+        for item in live:
+            self._add_live(*item)
+        for one in signed:
+            self._add_approved(one)
+
+    def standing_behind(self, registry: str, identifier: str) -> list[Seal]:
+        """List what holds now and forbids to write to a run or a logged model."""
+        return self._in_force(self._index.get(("behind", registry, identifier), ()))
+
     @contextlib.contextmanager
     def writing(self, backend: Backend, call: Call) -> Iterator[None]:
         """Count a write while it is under way, so that nothing is judged that is still changing."""
         keys = [(backend.name, identifier) for identifier in written(call)]
         for key in keys:
             self._writing[key] += 1
+        seen = self._replicas.in_force()
         try:
             yield
         finally:
@@ -187,6 +255,10 @@ class Seals:
                 self._writing[key] -= 1
                 if not self._writing[key]:
                     del self._writing[key]
+                if not (seen and self._replicas.in_force()):
+                    self.unseen.note(key, call.principal.subject, self._now())
+            self._written.set()
+            self._written = asyncio.Event()
 
     def settle(self, registry: str, model: str) -> None:
         """Drop the provisional seals of *model*: what became of them is proved."""

@@ -189,6 +189,10 @@ class Configuration(msgspec.Struct, frozen=True):
         """Resolve a path of the settings."""
         return (self.base / relative).absolute()
 
+    def shares_journal(self) -> bool:
+        """Tell whether other processes can use the journal: a SQLite file has one writer."""
+        return self.settings.journal.url.startswith("postgresql:")
+
     def journal_url(self) -> str:
         """Return the journal's URL with a relative SQLite path made absolute, and a password from its file.
 

@@ -66,6 +66,11 @@ class Unsettled:
         """List digest and operation of each."""
         return [(digest, pending.operation) for digest, pending in self._pending.items()]
 
+    def ended(self, operation: str, outcome: Outcome) -> None:
+        """End *operation*, whatever its call, and tell those who wait; one that is not pending is left alone."""
+        for digest in [digest for digest, pending in self._pending.items() if pending.operation == operation]:
+            self.settle(digest, operation, outcome)
+
     def settle(self, digest: str, operation: str, outcome: Outcome) -> None:
         """End *operation* and tell those who wait; one that is not pending is left alone."""
         found = self._pending.get(digest)

@@ -37,12 +37,14 @@ class Watch:
         """Wake those who wait for what just changed."""
         for effect in effects:
             if isinstance(effect, MadeLive | TakenDown | Renamed):
-                place = (effect.registry, effect.model)
-                for key in [key for key in self._looks if key[:2] == place]:
-                    del self._looks[key]
-                changed = self._changed.pop(place, None)
-                if changed is not None:
-                    changed.set()
+                self.wake((effect.registry, effect.model))
+
+    def wake(self, place: _Place | None) -> None:
+        """Wake those who wait for a change of the model at *place*, or of any."""
+        for key in [key for key in self._looks if place in (None, key[:2])]:
+            del self._looks[key]
+        for found in [found for found in self._changed if place in (None, found)]:
+            self._changed.pop(found).set()
 
     async def wait(self, registry: str, model: str, environment: Environment, seconds: float) -> None:
         """Return after a change of *model*, or when it is time to look again, at most after *seconds*.

@@ -152,13 +152,13 @@ def running(tmp_path: Path) -> Callable[..., object]:
 
     @asynccontextmanager
     async def start(
-        transport: object | None = None, directory: Path = tmp_path, *, several: bool = False, **changes: object
+        transport: object | None = None, directory: Path = tmp_path, **changes: object
     ) -> AsyncIterator[Running]:
         configuration = load(write_configuration(directory, **changes), environ={})
         await asyncio.to_thread(new_journal, configuration.journal_url())
         memory = transport or MemoryTransport()
         backends = {name: MlflowBackend(name, memory) for name in configuration.settings.registries}
-        application = Application(configuration, backends=backends, sinks=[], several=several)
+        application = Application(configuration, backends=backends, sinks=[])
         async with application._lifespan(application.litestar):
             yield Running(application, memory)
 

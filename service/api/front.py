@@ -42,6 +42,7 @@ from service.asgi import (
 from service.audit import Operation, Trail
 from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, RateLimited, Unauthenticated
 from service.model import NOBODY, Call, Principal
+from service.replicas import Replicas
 from service.strict import has_control, parse_json
 
 _MAX_HEADER_BYTES = 64 << 10
@@ -87,13 +88,14 @@ class Front:
         hosts: Collection[str] = (),
         proxies: Proxies | None = None,
         limits: Limits | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         """Send paths for which *own_paths* holds to *own*, all others to *dialect*.
 
         *public* are the exact paths whose routes said themselves that they need no authentication. A Host header
         names one of *hosts*, if there are any. *proxies* are believed about the client's address.
         *noting* begins to note by which revision a request is decided.
-        *limits* say who sends too much.
+        *limits* say who sends too much. *replicas* answer requests with an Idempotency-Key, too.
         """
         self._hosts = frozenset(hosts)
         self._proxies = proxies or Proxies(())
@@ -104,7 +106,7 @@ class Front:
         self._render_dialect_error = render_dialect_error
         self._authenticate = authenticate
         self._trail = trail
-        self._idempotency = Idempotency(trail, access)
+        self._idempotency = Idempotency(trail, access, replicas)
         self.floods = Floods(trail)
         self._limits = limits or Limits(Bounds())
         self._limited = Floods(trail, each_minute=LIMITED_EACH_MINUTE, document=limited)

@@ -41,6 +41,8 @@ class Health:
         """Whether each registry is asked at all: ``closed`` is yes."""
         self.issuers: Callable[[], Mapping[str, str]] = dict
         """Whether the keys of each issuer can be had: ``up``, ``stale``, ``down``, ``unknown``."""
+        self.in_force: Callable[[], bool] = lambda: True
+        """Whether other replicas wait for this process: it knows what they judge."""
         self.journal = "unknown"
         self.emergencies: Counted[str] = Counted()
         """Emergencies that nobody has reviewed yet, by registry, when the journal last answered."""
@@ -101,7 +103,7 @@ class Health:
 
     def document(self) -> dict[str, Any]:
         """Give the answer of ``/readyz``."""
-        if self.draining or self.journal == "down":
+        if self.draining or self.journal == "down" or not self.in_force():
             status = "unready"
         elif self.problems or "down" in self.registries.values() or {"down", "stale"} & set(self.issuers().values()):
             status = "degraded"
@@ -110,6 +112,7 @@ class Health:
         return {
             "status": status,
             "journal": self.journal,
+            "replicas": "known" if self.in_force() else "unknown",
             "policy": self.revision(),
             "registries": self.registries,
             "circuits": {name: look() for name, look in self.circuits.items()},
@@ -146,6 +149,11 @@ class Metrics:
         )
         self.unsettled = Gauge(
             "registry_gateway_unsettled", "Operations whose outcome is unknown.", registry=self.registry
+        )
+        self.seal_conflicts = Gauge(
+            "registry_gateway_seal_conflicts",
+            "Writes behind sealed versions that were let through while the journal could not be asked.",
+            registry=self.registry,
         )
         up = Gauge(
             "registry_gateway_registry_up", "1 while the registry answers.", ["registry"], registry=self.registry

@@ -28,6 +28,7 @@ from service.effects import Answered
 from service.errors import GatewayError, IdempotencyKeyReused, InvalidRequest, OperationPending
 from service.keeping import StoredAnswer
 from service.model import Call, Principal
+from service.replicas import OneReplica, Replicas
 
 _KINDS = ("application/json", "application/x-protobuf")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -46,8 +47,12 @@ _log = structlog.get_logger()
 class Idempotency:
     """Gives the answer of the first POST with a key to every further one of the same principal."""
 
-    def __init__(self, trail: Trail, access: Access) -> None:
-        """Keep answers in *trail*'s journal; *access* decides again before one is repeated."""
+    def __init__(self, trail: Trail, access: Access, replicas: Replicas | None = None) -> None:
+        """Keep answers in *trail*'s journal; *access* decides again before one is repeated.
+
+        *replicas* have keys of their own requests under way.
+        """
+        self._replicas = replicas or OneReplica()
         self._trail = trail
         self._access = access
         self._in_flight: dict[str, str] = {}
@@ -77,12 +82,15 @@ class Idempotency:
         running = self._in_flight.get(key)
         if running is None:
             self._in_flight[key] = fingerprint
-        elif running == fingerprint:
-            message = "The first request with this Idempotency-Key is still under way."
-            raise OperationPending(message)
-        if running is not None:
-            raise _reused()
+        else:
+            raise _under_way() if running == fingerprint else _reused()
+        claimed = (f"request {key} {fingerprint}", f"key {key}")
+        other: str | None = claimed[0]
         try:
+            other = await self._replicas.claim(claimed)
+            if other is not None:
+                refusal = _under_way() if other == claimed[0] else _reused()
+                raise refusal
             known = await self._trail.journal.answer(key)
             if known is not None:
                 await self._replay(known, fingerprint, scope, send)
@@ -94,7 +102,11 @@ class Idempotency:
             if recorder.is_final and not all(right.reads for right in rights):
                 await self._keep(key, fingerprint, recorder, rights)
         finally:
-            del self._in_flight[key]
+            try:
+                if other is None:
+                    await self._replicas.release(claimed)
+            finally:
+                del self._in_flight[key]
 
     async def _replay(self, known: StoredAnswer, fingerprint: str, scope: Scope, send: Send) -> None:
         """Give the kept answer to who may still ask for it."""
@@ -158,6 +170,10 @@ class _Recorder:
                 self.body += event.get("body", b"")
             self._complete = not event.get("more_body", False)
         await self._send(event)
+
+
+def _under_way() -> OperationPending:
+    return OperationPending("The first request with this Idempotency-Key is still under way.")
 
 
 def _reused() -> IdempotencyKeyReused:

@@ -69,15 +69,18 @@ class ApprovalDesk:
         )
         operation.after = {"decision": approval.decision, "id": approval.id, "review": signed.review or None}
 
-        async def make(held: contextlib.ExitStack) -> Signed:
+        held = contextlib.AsyncExitStack()
+
+        async def make() -> Signed:
             found = await backend.get_version(model, version)
             origin = await origin_of_version(backend, found)
             if approval.decision == "approve":
                 await self._refuse_concerned(caller.principal, backend, found, origin, operation)
             stands = behind(found, origin)
             if approval.decision == "approve":  # what is signed must not change until it is sealed
-                held.enter_context(
-                    self._desk.gateway.seals.provisional(backend.name, model, environment, version, stands)
+                seals = self._desk.gateway.seals
+                await held.enter_async_context(
+                    seals.provisional(operation.id, backend.name, model, environment, version, stands)
                 )
             if signed.review:
                 await self._check_review(backend, environment, found, signed.review)
@@ -86,8 +89,7 @@ class ApprovalDesk:
             bound = dataclasses.replace(approval, artifact_digest=digest, incumbent=incumbent)
             return Signed(registry, model, found.binding, bound, version, tuple(sorted(stands)))
 
-        with contextlib.ExitStack() as held:
-            return (await self._desk.store(operation, model, version, lambda: make(held), alone=True)).approval
+        return (await self._desk.store(operation, model, version, make, alone=True, held=held)).approval
 
     async def _refuse_concerned(
         self, principal: Principal, backend: Backend, version: ModelVersion, origin: Origin, operation: Operation

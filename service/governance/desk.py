@@ -108,17 +108,20 @@ class Desk:
         make: Callable[[], Awaitable[E]],
         *,
         alone: bool = False,
+        held: contextlib.AsyncExitStack | None = None,
     ) -> E:
         """Make a record about a version and store it with its event; a refusal leaves a ``rejected`` one.
 
-        *alone*: while no change of the model is under way, and to its end even if the caller hangs up.
+        *alone*: while no change of the model is under way, and to its end even if the caller hangs up. What *make*
+        enters into *held* ends when it is stored.
         """
 
         async def work() -> E:
-            effect = await make()
-            await self.gateway.trail.stored(operation, [effect])
-            self.gateway.follow([effect])
-            return effect
+            async with held or contextlib.AsyncExitStack():
+                effect = await make()
+                await self.gateway.trail.stored(operation, [effect])
+                self.gateway.follow([effect])
+                return effect
 
         async with self.about(operation, model, version):
             return await (self.gateway.alone(operation.registry, model, work) if alone else work())

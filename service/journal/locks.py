@@ -10,18 +10,19 @@ from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 
-from service.changes import Held, LockLost
-from service.errors import JournalUnavailable
+from service.held import Held, LockLost
 from service.journal.database import FAILURES, POSTGRES
 
 _CHECK_SECONDS = 1.0
-_SOLE = "the only process"
-_IN_USE = "Another gateway process uses this journal; this version serves a journal on PostgreSQL by one process."
+LEASE_SECONDS = 5
+"""A process that stands still for so long, or is cut off, loses its locks: the server ends its connection."""
+_KEEP_SECONDS = 1.0
 _TRY = "SELECT pg_try_advisory_lock($1)"
 _HELD = """
     SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = pg_backend_pid()
 """
+_UNLOCK = "SELECT pg_advisory_unlock_all(); RESET idle_session_timeout"
 _CONNECTIONS = 20
 """So many models change at once, in one replica."""
 
@@ -55,9 +56,12 @@ class PostgresLocks:
                     if not await self._lock(connection, key, seconds and max(0.001, deadline - time.monotonic())):
                         usable = await self._unlock(connection)
                         raise TimeoutError
+                held = _Held(connection, keys)
+                keeper = asyncio.create_task(held.keep())
                 try:
-                    yield _Held(connection, keys)
+                    yield held
                 finally:
+                    await held.leave(keeper)
                     usable = await self._unlock(connection)
             finally:
                 if usable:
@@ -91,9 +95,12 @@ class PostgresLocks:
     async def _lock(connection: asyncpg.Connection, key: int, seconds: float) -> bool:
         """Take one lock; tell whether it was had."""
         try:
+            await connection.execute(
+                f"SET lock_timeout = {max(1, int(seconds * 1000))}; SET idle_session_timeout = {LEASE_SECONDS * 1000}",
+                timeout=_CHECK_SECONDS,
+            )
             if seconds <= 0:
                 return bool(await connection.fetchval(_TRY, key, timeout=_CHECK_SECONDS))
-            await connection.execute(f"SET lock_timeout = {max(1, int(seconds * 1000))}", timeout=_CHECK_SECONDS)
             await connection.execute(f"SELECT pg_advisory_lock({key})", timeout=seconds + _CHECK_SECONDS)
         except asyncpg.LockNotAvailableError:
             return False
@@ -105,55 +112,10 @@ class PostgresLocks:
     async def _unlock(connection: asyncpg.Connection) -> bool:
         """Give the locks back; tell whether the connection can be used again."""
         try:
-            await connection.execute("SELECT pg_advisory_unlock_all()", timeout=_CHECK_SECONDS)
+            await connection.execute(_UNLOCK, timeout=_CHECK_SECONDS)
         except FAILURES:
             return False
         return True
-
-
-class Sole:
-    """Keeps a second process from the journal: what one knows of the other is not complete in this version."""
-
-    def __init__(self, url: str, connect_seconds: float) -> None:
-        """Guard the journal *url*; a connection that is not had in *connect_seconds* is none."""
-        self._locks = PostgresLocks(url, connect_seconds)
-        self._stack = contextlib.AsyncExitStack()
-        self._held: Held | None = None
-
-    async def take(self, seconds: float) -> None:
-        """Be the only one; wait for another process to end at most *seconds*.
-
-        Raises:
-            JournalUnavailable: another one uses the journal, or it cannot be asked.
-        """
-        await self.close()
-        try:
-            self._held = await self._stack.enter_async_context(self._locks.hold([_SOLE], seconds))
-        except TimeoutError:
-            raise JournalUnavailable(_IN_USE) from None
-        except LockLost as error:
-            message = f"The journal cannot be asked who uses it ({error})."
-            raise JournalUnavailable(message) from None
-
-    async def check(self) -> None:
-        """Return if this is still the only process; a connection that was lost is made again.
-
-        Raises:
-            JournalUnavailable: another one took over. Nothing may be written.
-        """
-        try:
-            if self._held is not None:
-                await self._held.check()
-                return
-        except LockLost:
-            pass
-        await self.take(0)
-
-    async def close(self) -> None:
-        """Let another process have it."""
-        self._held = None
-        await self._stack.aclose()
-        await self._locks.close()
 
 
 class _Held:
@@ -162,6 +124,20 @@ class _Held:
     def __init__(self, connection: asyncpg.Connection, keys: Sequence[int]) -> None:
         self._connection = connection
         self._keys = set(keys)
+        self._turn = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Show the server that this process goes on; end with the connection."""
+        while True:
+            await asyncio.sleep(_KEEP_SECONDS)
+            async with self._turn:
+                await self._connection.execute("SELECT 1", timeout=_CHECK_SECONDS)
+
+    async def leave(self, keeper: asyncio.Task[None]) -> None:
+        """End *keeper* between two questions: one that is cancelled in the middle costs the connection."""
+        async with self._turn:
+            keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
 
     async def check(self) -> None:
         """Return if the locks are still held.
@@ -170,7 +146,8 @@ class _Held:
             LockLost: it cannot be told, so nothing may be written.
         """
         try:
-            rows = await self._connection.fetch(_HELD, timeout=_CHECK_SECONDS)
+            async with self._turn:
+                rows = await self._connection.fetch(_HELD, timeout=_CHECK_SECONDS)
         except FAILURES as error:
             raise LockLost(type(error).__name__) from None
         if not self._keys <= {row["key"] for row in rows}:

@@ -171,7 +171,9 @@ class Reads:
         if operation is not None:
             query = query.where(t.operations.c.id == operation)
         return [
-            OpenOperation(row.id, row.digest, row.registry, row.state, row.change, json.loads(row.body), row.at)
+            OpenOperation(
+                row.id, row.digest, row.registry, row.state, row.change, json.loads(row.body), row.at, row.source
+            )
             for row in await self._rows(query)
         ]
 
@@ -217,10 +219,16 @@ class Reads:
         """List the quarantines of a registry that were not lifted, oldest first."""
         return [_quarantine(row) for row in await self._rows(_QUARANTINES, registry=registry)]
 
-    async def signed(self) -> list[Signed]:
-        """List the decisions of everywhere that are neither revoked nor about a deleted version, oldest first."""
+    async def last(self) -> int:
+        """Return the sequence of the newest event; 0 where there is none."""
+        return int((await self._rows(_LAST))[0][0] or 0)
+
+    async def signed(self, place: tuple[str, str] | None = None) -> list[Signed]:
+        """List the decisions that are neither revoked nor about a deleted version, oldest first."""
         c = t.approvals.c
         query = select(t.approvals).where(c.revoked_at.is_(None), c.deleted_at.is_(None), c.version.is_not(None))
+        if place is not None:
+            query = query.where(c.registry == place[0], c.model == place[1])
         return [
             Signed(row.registry, row.model, row.binding, self._approval(row), row.version, tuple(row.behind))
             for row in await self._rows(query.order_by(c.number))
@@ -237,9 +245,12 @@ class Reads:
         query = select(t.periods).where(c.registry == registry, c.live_as == name).order_by(c.since, c.id)
         return [_period(row) for row in await self._rows(query)]
 
-    async def live(self) -> list[tuple[str, str, LivePeriod]]:
-        """List what is live everywhere by record: registry, model, period."""
-        rows = await self._rows(select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id))
+    async def live(self, place: tuple[str, str] | None = None) -> list[tuple[str, str, LivePeriod]]:
+        """List what is live by record, everywhere or in one model: registry, model, period."""
+        query = select(t.periods).where(t.periods.c.until.is_(None)).order_by(t.periods.c.id)
+        if place is not None:
+            query = query.where(t.periods.c.registry == place[0], t.periods.c.model == place[1])
+        rows = await self._rows(query)
         return [(row.registry, row.model, _period(row)) for row in rows]
 
     async def verdicts(self, operations: Sequence[str], environment: str) -> dict[str, Mapping[str, Any]]:

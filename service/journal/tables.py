@@ -235,6 +235,20 @@ replicas = Table(
 )
 """Which processes use the journal, and when the server saw each last, by the server's clock."""
 
+judgings = Table(
+    "judgings",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("source", String(200), nullable=False),
+    Column("operation", String(64), nullable=False),
+    Column("registry", String(100), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("environment", String(200), nullable=False),
+    Column("version", String(20), nullable=False),
+    Column("behind", JSON, nullable=False),
+)
+"""What is being judged just now, and by which process; where the outcome is unknown, by none."""
+
 pruned = Table(
     "pruned",
     metadata,

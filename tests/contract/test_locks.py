@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from service.changes import Changes, LockLost, still_held
+from service.changes import Changes
 from service.errors import Busy
+from service.held import LockLost, still_held
 from service.journal.locks import PostgresLocks
 from tests.postgres import execute
 

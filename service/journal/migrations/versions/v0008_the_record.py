@@ -41,6 +41,17 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.Float(), nullable=False),
     )
     op.create_table(
+        "judgings",
+        sa.Column("id", sa.String(length=64), primary_key=True),
+        sa.Column("source", sa.String(length=200), nullable=False),
+        sa.Column("operation", sa.String(length=64), nullable=False),
+        sa.Column("registry", sa.String(length=100), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("environment", sa.String(length=200), nullable=False),
+        sa.Column("version", sa.String(length=20), nullable=False),
+        sa.Column("behind", sa.JSON(), nullable=False),
+    )
+    op.create_table(
         "pruned",
         sa.Column("first", _SEQUENCE, primary_key=True, autoincrement=False),
         sa.Column("last", _SEQUENCE, nullable=False),

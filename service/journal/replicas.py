@@ -1,0 +1,358 @@
+"""The replicas that use a journal on PostgreSQL: leases, claims and judgings, on one connection of each process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import asyncpg
+import structlog
+
+from service.errors import Busy, JournalUnavailable
+from service.held import LockLost
+from service.journal.database import FAILURES, POSTGRES
+from service.journal.locks import key_of
+from service.replicas import Judged, Judging, Published
+
+LEASE_SECONDS = 5.0
+"""A process that was not heard of for so long is not waited for any more."""
+CHANNEL = "registry_gateway_replicas"
+_PACE_SECONDS = 1.0
+_ANSWER_SECONDS = LEASE_SECONDS + 1.0
+_BEAT = """
+    INSERT INTO replicas (source, seen_at) VALUES ($1, extract(epoch FROM clock_timestamp()))
+    ON CONFLICT (source) DO UPDATE SET seen_at = excluded.seen_at
+"""
+_LIVING = "SELECT source FROM replicas WHERE seen_at > extract(epoch FROM clock_timestamp()) - $1"
+_FORGET = "DELETE FROM replicas WHERE seen_at < extract(epoch FROM clock_timestamp()) - 3600"
+_PUBLISH = """
+    WITH made AS (
+        INSERT INTO judgings (id, source, operation, registry, model, environment, version, behind)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    )
+    SELECT pg_notify('registry_gateway_replicas', 'judgings')
+"""
+_ENDED = """
+    WITH gone AS (DELETE FROM judgings WHERE id = ANY($1)) SELECT pg_notify('registry_gateway_replicas', 'judgings')
+"""
+_UNSETTLED = """
+    WITH open AS (UPDATE judgings SET source = '' WHERE id = ANY($1))
+    SELECT pg_notify('registry_gateway_replicas', 'judgings')
+"""
+_OTHERS = "SELECT * FROM judgings WHERE source <> $1"
+_SWEEP = """
+    DELETE FROM judgings USING judgings AS j LEFT JOIN operations AS o ON o.id = j.operation
+    WHERE judgings.id = j.id AND coalesce(o.state, '') NOT IN ('open', 'unknown')
+    AND NOT EXISTS (
+        SELECT FROM replicas AS r
+        WHERE r.source = j.source AND r.seen_at > extract(epoch FROM clock_timestamp()) - $1
+    )
+"""
+"""What nobody judges any more, and of which the outcome is known or will never be: the judge ended or was cut off."""
+_CLAIM = "SELECT pg_try_advisory_lock($1)"
+_RELEASE = "SELECT pg_advisory_unlock($1)"
+_log = structlog.get_logger()
+
+
+class PostgresReplicas:
+    """The processes that use one journal (see `service.replicas.Replicas`)."""
+
+    def __init__(self, url: str, connect_seconds: float) -> None:
+        """Meet them on the server of the journal *url*."""
+        self._url = POSTGRES + url.removeprefix(POSTGRES)
+        self._seconds = connect_seconds
+        self._source = ""
+        self._judged: Judged | None = None
+        self._connection: asyncpg.Connection | None = None
+        self._turn = asyncio.Lock()
+        self._until = 0.0
+        self.joined = 0
+        self._others: frozenset[str] = frozenset()
+        self._waiting: dict[str, _Waiting] = {}
+        self._claimed: set[str] = set()
+        self._ended: dict[bool, set[str]] = {True: set(), False: set()}
+        """Judgings to be let go of: those that are settled, and those whose operation is not."""
+        self._look_again = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started: asyncio.Task[None] | None = None
+
+    def in_force(self) -> bool:
+        """Tell whether the others wait for this process; by its own clock, which is never late."""
+        return time.monotonic() < self._until
+
+    async def start(self, source: str, judged: Judged) -> None:
+        """Join them as *source*, and stay. What others judge is known before this returns."""
+        self._source, self._judged = source, judged
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started = asyncio.create_task(self._run(first))
+        try:
+            async with asyncio.timeout(self._seconds):
+                await asyncio.shield(first)
+        except TimeoutError:
+            message = "The journal does not say which other replicas there are."
+            raise JournalUnavailable(message) from None
+
+    async def close(self) -> None:
+        """Leave them: nobody waits for this process any more."""
+        if self._started is not None:
+            self._started.cancel()
+            await asyncio.gather(self._started, return_exceptions=True)
+        with contextlib.suppress(*FAILURES, JournalUnavailable):
+            async with self._asking() as connection:
+                await self._let_go(connection)
+                await connection.execute("DELETE FROM replicas WHERE source = $1", self._source, timeout=1)
+        self._lose()
+
+    async def living(self) -> frozenset[str]:
+        """Name the sources whose lease is in force."""
+        async with self._asking() as connection:
+            rows = await connection.fetch(_LIVING, LEASE_SECONDS, timeout=self._seconds)
+        return frozenset({self._source, *(row["source"] for row in rows)})
+
+    async def publish(self, judging: Judging) -> Published:
+        """Tell the others; return when each of them has sealed what is behind it, or has no lease any more."""
+        waiting = self._waiting[judging.id] = _Waiting()
+        found = _Published(self, judging.id, self.joined)
+        try:
+            async with self._asking() as connection:
+                values = dataclasses.asdict(judging) | {"behind": json.dumps(sorted(judging.behind))}
+                row = (values.pop("id"), self._source, *values.values())
+                await connection.fetch(_PUBLISH, *row, timeout=self._seconds)
+            await self._answers(waiting)
+            await found.check()
+        except (JournalUnavailable, LockLost):
+            found.end(settled=True)
+            message = "It cannot be told what other replicas write just now; nothing was changed. Try again."
+            raise Busy(message) from None
+        except BaseException:
+            found.end(settled=True)
+            raise
+        finally:
+            del self._waiting[judging.id]
+        return found
+
+    async def _answers(self, waiting: _Waiting) -> None:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            left = await self.living() - {self._source} - waiting.sealed
+            if waiting.busy:
+                message = "Something behind the version is being written just now, in another replica. Try again."
+                raise Busy(message)
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                message = "Another replica does not say whether something behind the version is being written."
+                raise Busy(message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PACE_SECONDS / 4):
+                    await waiting.heard.wait()
+            waiting.heard.clear()
+
+    async def answer(self, judging: Judging, *, busy: bool) -> None:
+        """Tell who judges what was found. An answer that is lost is waited for as long as the lease."""
+        said = json.dumps([judging.id, self._source, busy])
+        with contextlib.suppress(JournalUnavailable):
+            async with self._asking() as connection:
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, said, timeout=self._seconds)
+
+    async def claim(self, names: Sequence[str]) -> str | None:
+        """Claim *names*, all or none; return the first that is another's."""
+        had: list[str] = []
+        try:
+            async with self._asking() as connection:
+                for name in names:
+                    if not await connection.fetchval(_CLAIM, key_of(name), timeout=self._seconds):
+                        return name
+                    had.append(name)
+                self._claimed.update(had)
+                had = []
+        finally:
+            if had:
+                self._in_background(self._give_back(had))
+        return None
+
+    async def release(self, names: Sequence[str]) -> None:
+        """Give back what was claimed, also where the caller is cancelled meanwhile."""
+        self._claimed.difference_update(names)
+        await asyncio.shield(self._in_background(self._give_back(names)))
+
+    async def _give_back(self, names: Sequence[str]) -> None:
+        async with self._asking() as connection:
+            for name in names:
+                await connection.fetchval(_RELEASE, key_of(name), timeout=self._seconds)
+
+    def end(self, judging: str, *, settled: bool) -> None:
+        """Let go of a judging, now or when its operation is settled."""
+        self._ended[settled].add(judging)
+        self._in_background(self._let_go_soon())
+
+    async def _let_go_soon(self) -> None:
+        async with self._asking() as connection:
+            await self._let_go(connection)
+
+    async def _let_go(self, connection: asyncpg.Connection) -> None:
+        for settled, query in ((True, _ENDED), (False, _UNSETTLED)):
+            judgings = list(self._ended[settled])
+            if judgings:
+                await connection.fetch(query, judgings, timeout=self._seconds)
+                self._ended[settled].difference_update(judgings)
+
+    def _in_background(self, work: Any) -> asyncio.Task[None]:
+        async def run() -> None:
+            with contextlib.suppress(JournalUnavailable):  # the connection is lost, and with it what it held
+                await work
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[asyncpg.Connection]:
+        """Have the connection for oneself. If it fails it is lost, and with it the lease.
+
+        Raises:
+            JournalUnavailable: there is none.
+        """
+        message = "The journal does not say what other replicas do."
+        async with self._turn:
+            connection = self._connection
+            if connection is None or connection.is_closed():
+                raise JournalUnavailable(message)
+            try:
+                yield connection
+            except FAILURES as error:
+                _log.warning("lost the other replicas", problem=type(error).__name__)
+                self._lose()
+                raise JournalUnavailable(message) from None
+
+    def _lose(self) -> None:
+        connection, self._connection, self._until = self._connection, None, 0.0
+        if connection is not None:
+            connection.terminate()
+
+    async def _run(self, first: asyncio.Future[None]) -> None:
+        while True:
+            try:
+                await self._stay(first)
+            except JournalUnavailable:
+                pass  # it is said where it was found
+            except Exception as error:  # noqa: BLE001  # it must never end
+                _log.error("lost the other replicas", problem=f"{type(error).__name__}: {error}")
+                self._lose()
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def _stay(self, first: asyncio.Future[None]) -> None:
+        """Join, and renew the lease every second until the connection is lost."""
+        await self._connect()
+        await self._beat(joining=True)
+        if not first.done():
+            first.set_result(None)
+        due = time.monotonic() + _PACE_SECONDS
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._look_again.wait()
+            self._look_again.clear()
+            if time.monotonic() >= due:
+                due = time.monotonic() + _PACE_SECONDS
+                await self._beat(joining=False)
+            else:
+                await self._look()
+
+    async def _connect(self) -> None:
+        self._lose()
+        try:
+            connection = await asyncpg.connect(
+                self._url,
+                timeout=self._seconds,
+                server_settings={
+                    "application_name": "registry-gateway replica",
+                    "synchronous_commit": "off",  # of what ends with this process nothing has to outlive the server
+                    "idle_session_timeout": str(int(LEASE_SECONDS * 1000)),
+                },
+            )
+            self._connection = connection
+            await connection.add_listener(CHANNEL, self._heard)
+        except FAILURES as error:
+            self._lose()
+            _log.warning("it cannot be told which other replicas there are", problem=type(error).__name__)
+            message = "The journal does not say which other replicas there are."
+            raise JournalUnavailable(message) from None
+
+    async def _beat(self, *, joining: bool) -> None:
+        """Renew the lease. One that ran out meanwhile is a new one: what was missed is looked for first."""
+        begun = time.monotonic()
+        async with self._asking() as connection:
+            await connection.execute(_BEAT, self._source, timeout=self._seconds)
+            if joining:
+                await connection.execute(_FORGET, timeout=self._seconds)
+                for name in self._claimed:
+                    await connection.fetchval(_CLAIM, key_of(name), timeout=self._seconds)
+            await self._let_go(connection)
+            await connection.execute(_SWEEP, LEASE_SECONDS, timeout=self._seconds)
+        lapsed = joining or not self.in_force()
+        await self._look(joining=lapsed)
+        if lapsed or not self.in_force():
+            self.joined += 1
+        self._until = begun + LEASE_SECONDS
+
+    async def _look(self, *, joining: bool = False) -> None:
+        """Tell what others judge now."""
+        async with self._asking() as connection:
+            rows = await connection.fetch(_OTHERS, self._source, timeout=self._seconds)
+        assert self._judged is not None  # start() set it
+        await self._judged([_judging(row) for row in rows], joining)
+
+    def _heard(self, _: object, __: int, ___: str, said: str) -> None:
+        if said == "judgings":
+            self._look_again.set()
+            return
+        judging, source, busy = json.loads(said)
+        waiting = self._waiting.get(judging)
+        if waiting is not None:
+            waiting.busy |= busy
+            waiting.sealed.add(source)
+            waiting.heard.set()
+
+
+class _Waiting:
+    """What the others have answered about one judging."""
+
+    def __init__(self) -> None:
+        self.sealed: set[str] = set()
+        self.busy = False
+        self.heard = asyncio.Event()
+
+
+class _Published:
+    """A judging that the others know of as long as the lease it was made in is in force."""
+
+    def __init__(self, replicas: PostgresReplicas, judging: str, lease: int) -> None:
+        self._replicas = replicas
+        self._judging = judging
+        self._lease = lease
+
+    async def check(self) -> None:
+        """Return if the others still keep it.
+
+        Raises:
+            LockLost: they may not.
+        """
+        if self._lease != self._replicas.joined or not self._replicas.in_force():
+            message = "this process was not heard of for a while"
+            raise LockLost(message)
+
+    def end(self, *, settled: bool) -> None:
+        """Let go of it."""
+        self._replicas.end(self._judging, settled=settled)
+
+
+def _judging(row: Any) -> Judging:
+    values = {name: row[name] for name in ("id", "operation", "registry", "model", "environment", "version")}
+    return Judging(**values, behind=frozenset(json.loads(row["behind"])))
