@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 def _with_listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="listen here instead of listen.host")
     parser.add_argument("--port", type=int, help="listen here instead of listen.port")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (SQLite journal: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share the port (journal on PostgreSQL; on SQLite: 1)"
+    )
 
 
 def _environ(options: argparse.Namespace) -> dict[str, str]:
@@ -95,10 +97,20 @@ def _environ(options: argparse.Namespace) -> dict[str, str]:
     for name, value in (("HOST", options.host), ("PORT", options.port)):
         if value is not None:
             environ[f"{PREFIX}LISTEN__{name}"] = str(value)
-    if options.workers != 1:
-        message = f"--workers {options.workers}: one process at most uses a journal"
-        raise BadConfiguration(message)
     return environ
+
+
+def _check_workers(options: argparse.Namespace, configuration: Configuration) -> None:
+    """Refuse more processes than the journal can have, or less than one."""
+    if options.workers < 1:
+        message = f"--workers {options.workers}: at least 1"
+        raise BadConfiguration(message)
+    if options.workers > 1 and not configuration.shares_journal():
+        message = (
+            f"--workers {options.workers}: a journal on SQLite is a file that one process writes; "
+            "several need journal.url to name a PostgreSQL database"
+        )
+        raise BadConfiguration(message)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -107,6 +119,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     os.environ.update(_environ(options))
     configuration = load()
+    _check_workers(options, configuration)
     listen = configuration.settings.listen
     problems = problems_of(configuration)
     if problems:
@@ -125,7 +138,7 @@ def _serve(options: argparse.Namespace) -> int:
             port=listen.port,
             interface=Interfaces.ASGI,
             http=HTTPModes.http1,
-            workers=1,
+            workers=options.workers,
             websockets=False,
             log_enabled=False,
             respawn_failed_workers=True,
@@ -217,6 +230,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"registry-gateway: {file}: there is no such file; --config names another", file=sys.stderr)
         return CANNOT_RUN
     configuration = load(environ=_environ(options))
+    _check_workers(options, configuration)
     problems = problems_of(configuration)
     for line in problems or [f"{doubt} (a warning)" for doubt in doubts_of(configuration)]:
         print(line, file=sys.stderr)

@@ -74,6 +74,25 @@ def test_check_cannot_run_without_its_file(tmp_path: Path, capsys: pytest.Captur
     assert "there is no such file; --config names another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("workers", "url", "says"),
+    [
+        (2, "sqlite:///journal.db", "a file that one process writes; several need journal.url to name a PostgreSQL"),
+        (0, "sqlite:///journal.db", "at least 1"),
+        (0, "postgresql://gateway@localhost/journal", "at least 1"),
+        (2, "postgresql://gateway@localhost/journal", ""),
+    ],
+)
+def test_only_a_journal_on_postgresql_has_several_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, url: str, says: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"s" * 32)
+    config = write_configuration(tmp_path, journal={"url": url}, secret_file="secret")
+    status = main(("check", "--config", str(config), "--workers", str(workers)))
+    said = "".join(capsys.readouterr())
+    assert (status, says in said) == (1 if says else 0, True), said
+
+
 def test_check_says_what_is_doubtful_and_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
