@@ -114,7 +114,7 @@ class Dispatcher(Follower):
                 page = await self._journal.events({}, self._position, PAGE)
             for sequence, event in page:
                 self._take(sequence, event)
-            if self._flush_in <= 0:
+            if self._flush_in() <= 0:
                 await self._flush()
         except GatewayError as error:
             self.note(error.detail)
@@ -125,7 +125,7 @@ class Dispatcher(Follower):
 
     async def _wait(self, rings: int, *, listening: bool) -> None:
         """Return when there is something to do: more in the journal, an attempt that ended, a delivery that is due."""
-        seconds = max(0.0, min(self._flush_in, self._next_look - time.monotonic(), LOOK_SECONDS))
+        seconds = max(0.0, min(self._flush_in(), self._next_look - time.monotonic(), LOOK_SECONDS))
         waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self._stirred.wait())]
         if listening:
             waiting.append(asyncio.create_task(self._heard(rings, seconds)))
@@ -173,15 +173,19 @@ class Dispatcher(Follower):
                     self._results.append(waiting)
                     self._window.discard(waiting.sequence)
                 place.queue.clear()
-                self._next_look = min(self._next_look, time.monotonic() + result.due - self._now())
+                self._look_by(result)
             self._stirred.set()
         place.task = None
         if not place.blocked:
             self._places.pop(name, None)
 
+    def _look_by(self, delivery: Delivery) -> None:
+        self._next_look = min(self._next_look, time.monotonic() + delivery.due - self._now())
+
     async def _look_for_pending(self) -> None:
         """Begin what is due, also what somebody asked to have delivered again."""
-        await self._flush()
+        if any(item.state == "pending" for item in self._results):
+            await self._flush()
         heads = await self._journal.next_pending(self.name, _HEADS)
         now = self._now()
         later = [head.due - now for head in heads if head.due > now]
@@ -197,14 +201,14 @@ class Dispatcher(Follower):
     async def _send_pending(self, name: str, place: _Place) -> None:
         """Send what is pending in a place, in order, until one fails again or nothing is left."""
         try:
-            while rows := await self._journal.pending_in(self.name, name, PAGE):
+            while rows := await self._pending_in(name):
                 for delivery in rows:
                     result = await self._attempt_again(delivery)
                     self._results.append(result)
                     self._stirred.set()
                     if result.state == "pending":
+                        self._look_by(result)
                         return
-                await self._flush()
             if not any(item.place == name and item.state == "pending" for item in self._results):
                 place.blocked = False
         except GatewayError as error:
@@ -214,6 +218,12 @@ class Dispatcher(Follower):
             if not place.blocked and self._places.get(name) is place:
                 del self._places[name]
             self._stirred.set()
+
+    async def _pending_in(self, name: str) -> list[Delivery]:
+        """List what is pending in a place; what became of it so far is written first, or it would come again."""
+        if any(item.place == name for item in self._results):
+            await self._flush()
+        return await self._journal.pending_in(self.name, name, PAGE)
 
     async def _attempt_again(self, delivery: Delivery) -> Delivery:
         found = await self._journal.events({}, delivery.sequence - 1, 1)

@@ -40,7 +40,7 @@ class Follower:
         self._written = 0
         self._results: list[Delivery] = []
         self._flushing = asyncio.Lock()
-        self._flushed_at = 0.0
+        self._unwritten_since: float | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -113,12 +113,14 @@ class Follower:
         """Return the last event up to which nothing is under way."""
         return self._position
 
-    @property
     def _flush_in(self) -> float:
-        """In how many seconds something is to be written; infinite where there is nothing."""
+        """Say in how many seconds something is to be written; infinite where there is nothing."""
         if not self._results and self._reached() <= self._written:
+            self._unwritten_since = None
             return float("inf")
-        return max(0.0, self._flushed_at + FLUSH_SECONDS - time.monotonic())
+        if self._unwritten_since is None:
+            self._unwritten_since = time.monotonic()
+        return max(0.0, self._unwritten_since + FLUSH_SECONDS - time.monotonic())
 
     async def _flush(self) -> None:
         """Write how far it has come, and what became of the deliveries since the last time.
@@ -128,7 +130,7 @@ class Follower:
         """
         async with self._flushing:
             reached, results = self._reached(), tuple(self._results)
-            self._flushed_at = time.monotonic()
+            self._unwritten_since = None
             if not results and reached <= self._written:
                 return
             await self._journal.append([], [Reached(self.name, reached, self._now(), results)])

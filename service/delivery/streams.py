@@ -31,10 +31,10 @@ class StreamFollower(Follower):
                 self._position = page[-1][0]
             elif self._closing:
                 return
-            if self._flush_in <= 0:
+            if self._flush_in() <= 0:
                 await self._flush()
             if not page:
-                await self._journal.more(rings, min(self._flush_in, LOOK_SECONDS))
+                await self._journal.more(rings, min(self._flush_in(), LOOK_SECONDS))
 
     async def _write(self, events: list[Event]) -> None:
         attempts = 0
