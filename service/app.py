@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -22,7 +23,6 @@ from litestar.di import Provide
 from service import errors as e
 from service.access import Access
 from service.api.exchange import Exchange
-from service.api.floods import SUM_SECONDS
 from service.api.forwarded import Proxies
 from service.api.front import Authenticate, Front
 from service.api.health import Health, Metrics
@@ -30,6 +30,7 @@ from service.api.limits import Limits
 from service.asgi import ASGI
 from service.audit import Trail
 from service.authentication.credentials import Credentials
+from service.authentication.signing import SigningKeys
 from service.authentication.uses import Uses
 from service.authorization.authorizer import Authorizer
 from service.authorization.explaining import PolicyExplainer
@@ -42,6 +43,7 @@ from service.dialects.endpoint import MlflowEndpoint
 from service.dialects.mlflow import MlflowDialect
 from service.dialects.mlflow import render_error as render_mlflow_error
 from service.drift import Drift
+from service.floods import SUM_SECONDS, Refusals
 from service.following import Following
 from service.gateway import Gateway
 from service.gather import Gatherer
@@ -122,12 +124,7 @@ class Application:
         self.journal = journal or SqlJournal(
             configuration.journal_url(), settings.journal.deadline_seconds, self.people
         )
-        self.uses = Uses(self.journal)
-        self.keys = api_keys_of(configuration, self.uses.note)
-        revoked = revoked_of(configuration)
-        self.issuers = issuers_of(configuration, revoked)
-        self.tokens, signing = own_tokens_of(configuration, revoked)
-        self.credentials = Credentials(self.keys, self.issuers, self.tokens)
+        signing = self._take_credentials(configuration)
         self.trail = Trail(
             self.journal,
             source=f"/registry-gateway/{settings.audit.cluster}/{settings.audit.replica_name}/{uuid.uuid4()}",
@@ -140,6 +137,8 @@ class Application:
         streams, receivers = sinks_of(configuration, self._aliases_of)
         self.deliverer = Deliverer(streams if sinks is None else sinks, receivers, self.journal, self.leads)
         self.checkpoints = checkpoints_of(configuration, self.trail, leads=self.leads)
+        self.refusals = Refusals(self.trail, settings.audit.refusals_per_minute)
+        self.trail.floods = self.refusals
         self.owners = Owners(self.journal)
         self.trail.on_recorded = self.owners.recorded
         self.authorizer = Authorizer(
@@ -199,6 +198,20 @@ class Application:
         self.metrics.follow_policy(self.health, lambda: self.authorizer.loaded_at)
         self.litestar = self._litestar()
         self.asgi = self._front()
+
+    def _take_credentials(self, configuration: Configuration) -> SigningKeys | None:
+        """Make what tells who calls; return the keys of the gateway's own tokens, if it gives any.
+
+        Raises:
+            BadConfiguration: a file is wrong.
+        """
+        self.uses = Uses(self.journal)
+        self.keys = api_keys_of(configuration, self.uses.note)
+        revoked = revoked_of(configuration)
+        self.issuers = issuers_of(configuration, revoked)
+        self.tokens, signing = own_tokens_of(configuration, revoked)
+        self.credentials = Credentials(self.keys, self.issuers, self.tokens)
+        return signing
 
     def _count_denial(self, registry: str, action: str) -> None:
         self.metrics.would_deny.labels(registry, action).inc()
@@ -260,57 +273,64 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._open_journal(stack)
+            self._begin(stack)
+            yield
+
+    async def _open_journal(self, stack: contextlib.AsyncExitStack) -> None:
+        """Begin with the record: what is closed last. A part that cannot be closed does not keep the others open."""
+        for backend in self.backends.values():
+            stack.push_async_callback(backend.close)
+        stack.push_async_callback(self.journal.close)
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
+        stack.push_async_callback(self.following.close)
         await self.following.load()
         await self.following.start(alone=not self.configuration.shares_journal())
-        for name, mode in self.modes.not_enforced().items():
-            _log.warning("access is not enforced", registry=name, mode=mode)
+        stack.push_async_callback(self.leader.close)
+        self.leader.start()
+        stack.push_async_callback(self.changes.close)
+        stack.push_async_callback(self.deliverer.close)
+        await self.deliverer.start()
+        stack.push_async_callback(self.trail.close)
+        if self.checkpoints is not None:
+            stack.push_async_callback(self.checkpoints.close)
+            await self.checkpoints.start()
         if self.authorizer.snapshot.names_owner:
             await self.owners.load()
-        self.leader.start()
-        if self.checkpoints is not None:
-            await self.checkpoints.start()
-        await self.deliverer.start()
-        self.gateway.tally.start()
-        self.reconciler.start()
-        self.health.start()
-        self.drift.start()
-        self.uses.start()
-        if self.issuers is not None:
-            self.issuers.start()
-        watcher = asyncio.create_task(self._watch_files())
-        summing = asyncio.create_task(self._sum_refusals())
-        try:
-            yield
-        finally:
-            self.health.draining = True
-            watcher.cancel()
-            left = await self.changes.drain(DRAIN_SECONDS)
-            if left:
-                _log.warning("changes left to the reconciler of the next start", count=left)
-            await self.reconciler.close()
-            await self.drift.close()
-            await self.health.close()
-            if self.issuers is not None:
-                await self.issuers.close()
-            await self.owners.close()
-            await self.gateway.tally.close()
-            await self.uses.close()
-            summing.cancel()
-            await asyncio.gather(summing, return_exceptions=True)
-            await self.asgi.flush()
-            await self.trail.caught_up()
-            if self.checkpoints is not None:
-                await self.checkpoints.close()
-            await self.trail.close()
-            await self.deliverer.close()
-            await self.changes.close()
-            await self.leader.close()
-            await self.following.close()
-            await self.journal.close()
-            for backend in self.backends.values():
-                await backend.close()
+
+    def _begin(self, stack: contextlib.AsyncExitStack) -> None:
+        """Begin with what is done beside requests, and ends before the record does."""
+        for name, mode in self.modes.not_enforced().items():
+            _log.warning("access is not enforced", registry=name, mode=mode)
+        stack.push_async_callback(self._flush_refusals)
+        stack.push_async_callback(_ended, asyncio.create_task(self._sum_refusals()))
+        stack.push_async_callback(self.owners.close)
+        for part in (self.uses, self.gateway.tally, self.issuers, self.health, self.drift, self.reconciler):
+            if part is not None:
+                stack.push_async_callback(part.close)
+                part.start()
+        stack.push_async_callback(self._drain)
+        stack.push_async_callback(_ended, asyncio.create_task(self._watch_files()))
+        stack.callback(self._say_draining)
+
+    def _say_draining(self) -> None:
+        self.health.draining = True
+
+    async def _drain(self) -> None:
+        """Let changes come to their outcome."""
+        left = await self.changes.drain(DRAIN_SECONDS)
+        if left:
+            _log.warning("changes left to the reconciler of the next start", count=left)
+
+    async def _flush_refusals(self) -> None:
+        """Write the sums of refusals a last time."""
+        await self.asgi.flush()
+        await self.trail.caught_up()
+        await self.refusals.flush()
+        if self.refusals.waiting:
+            _log.error("sums of refusals lost", count=self.refusals.waiting)
 
     async def _may_write(self) -> None:
         """Return if nobody else may be changing what this process is about to change.
@@ -328,6 +348,7 @@ class Application:
         while True:
             await asyncio.sleep(SUM_SECONDS)
             await self.asgi.flush()
+            await self.refusals.flush()
 
     async def _watch_files(self) -> None:
         """Follow each file on its own, so that a long policy holds up no revocation; nothing ends it but a stop."""
@@ -373,6 +394,12 @@ class Application:
             self.metrics.sums_merged.set(self.gateway.tally.merged)
             self.metrics.seal_conflicts.set(self.following.conflicts)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End a task that runs for ever."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _beside(reload: Callable[[], bool]) -> Follow:

@@ -7,7 +7,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -33,6 +33,16 @@ from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
 
 _log = structlog.get_logger()
+
+
+class Crowd(Protocol):
+    """Sums refusals where there are too many of a kind."""
+
+    def admits(self, operation: Operation, phase: str) -> bool:
+        """Tell whether a refusal is an event of its own; otherwise it is counted here."""
+
+    def count(self, operation: Operation, phase: str) -> None:
+        """Count a refusal whose event the journal did not take."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -188,6 +198,8 @@ class Trail:
         self._later: set[asyncio.Task[None]] = set()
         self.on_recorded: Callable[[Event], Awaitable[None]] | None = None
         """Told of each event once it is durable; never raises."""
+        self.floods: Crowd | None = None
+        """Sums refusals where there are too many of a kind."""
         self.lost = 0
         """Events that could not be journalled since the start."""
 
@@ -261,16 +273,27 @@ class Trail:
         """Record a call that was ``denied`` or ``rejected``; telemetry does not wait. Never raises: no stays no."""
         if operation.telemetry:
             self.refused_later(operation, phase)
-            return
-        event = self._event(operation, phase, phase)
-        await self._append_or_count([event], list(operation.facts.values()))
+        elif self.floods is None or self.floods.admits(operation, phase):
+            await self._refuse(operation, phase)
 
     def refused_later(self, operation: Operation, phase: str) -> None:
         """Record a refusal without waiting: telemetry never waits for the journal."""
+        if self.floods is None or self.floods.admits(operation, phase):
+            task = asyncio.create_task(self._refuse(operation, phase))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+    async def _refuse(self, operation: Operation, phase: str) -> None:
         event = self._event(operation, phase, phase)
-        task = asyncio.create_task(self._append_or_count([event]))
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+        facts = [] if operation.telemetry else list(operation.facts.values())
+        if self.floods is None:
+            await self._append_or_count([event], facts)
+            return
+        try:
+            await self._append([event], facts)
+        except GatewayError as error:
+            self.floods.count(operation, phase)  # it is told by a sum when the journal is back
+            _log.error("refusal counted, not journalled", operation=operation.id, problem=error.detail)
 
     async def stored(self, operation: Operation, effects: Sequence[Effect]) -> None:
         """Record a change of the journal itself (evidence, an approval) together with it.

@@ -16,6 +16,7 @@ _MAX_EVENTS = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]")
 _MAX_NAME = 63
+_MAX_REFUSALS = 100_000
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +46,8 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads: bool | str = False
     sum_seconds: float = 60.0
     """How often the sums of telemetry are written; a kill loses those of this long."""
+    refusals_per_minute: int = 300
+    """So many refusals of one kind are an event each; the rest of the minute is one sum."""
     cluster: str = "default"
     """What uses one journal together; with the replica it names the source of events."""
     replica: str = ""
@@ -92,6 +95,8 @@ def check_audit(audit: Audit, file: YamlFile) -> None:
         raise file.error("audit.reads: on or off", "audit", "reads")
     if not 0 < audit.sum_seconds <= _MAX_SECONDS:
         raise file.error("audit.sum_seconds: more than 0, at most 600", "audit", "sum_seconds")
+    if not 1 <= audit.refusals_per_minute <= _MAX_REFUSALS:
+        raise file.error("audit.refusals_per_minute: 1 to 100000", "audit", "refusals_per_minute")
     for key in ("cluster", "replica"):
         if not _NAME.fullmatch(getattr(audit, key)) and (key, audit.replica) != ("replica", ""):
             raise file.error(f"audit.{key}: 1 to 63 of A-Z a-z 0-9 . _ -", "audit", key)

@@ -18,7 +18,6 @@ import structlog
 from service.access import Access
 from service.api.exchange import PATH as EXCHANGE
 from service.api.exchange import oauth_renderer, take_parameters
-from service.api.floods import LIMITED_EACH_MINUTE, Floods, limited
 from service.api.forwarded import Proxies
 from service.api.health import Metrics
 from service.api.idempotency import Idempotency
@@ -41,6 +40,7 @@ from service.asgi import (
 )
 from service.audit import Operation, Trail
 from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, RateLimited, Unauthenticated
+from service.floods import LIMITED_EACH_MINUTE, OTHERS, Floods, failures, limited
 from service.model import NOBODY, Call, Principal
 from service.replicas import Replicas
 from service.strict import has_control, parse_json
@@ -107,9 +107,9 @@ class Front:
         self._authenticate = authenticate
         self._trail = trail
         self._idempotency = Idempotency(trail, access, replicas)
-        self.floods = Floods(trail)
+        self.floods = Floods(trail, failures, OTHERS)
         self._limits = limits or Limits(Bounds())
-        self._limited = Floods(trail, each_minute=LIMITED_EACH_MINUTE, document=limited)
+        self._limited = Floods(trail, limited, OTHERS, each_minute=LIMITED_EACH_MINUTE)
         self._metrics = metrics
         self._noting = noting
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api import limits as module
-from service.api.floods import EACH_MINUTE
 from service.api.limits import Bounds, Buckets, Limits, Rate
 from service.errors import BadConfiguration, RateLimited, Unauthenticated
+from service.floods import EACH_MINUTE
 from tests.client import Client
 from tests.conftest import write_configuration
 

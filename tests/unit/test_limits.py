@@ -10,8 +10,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from service import asgi
-from service.api import floods
+from service import asgi, floods
 from service.dialects import wire
 from service.dialects.otlp import read_export
 from service.errors import Busy, InvalidRequest, JournalUnavailable, RequestTimeout
@@ -56,7 +55,7 @@ class Sums:
 
 async def test_a_flood_of_failures_is_summed_and_none_is_lost() -> None:
     now, trail = [0.0], Sums()
-    flood = floods.Floods(trail, lambda: now[0])
+    flood = floods.Floods(trail, floods.failures, floods.OTHERS, lambda: now[0])
     single = sum(flood.admits("10.0.0.1") for _ in range(1000))
     assert single == floods.EACH_MINUTE
     assert flood.admits("10.0.0.2")
@@ -74,7 +73,7 @@ async def test_a_flood_of_failures_is_summed_and_none_is_lost() -> None:
 
 async def test_many_addresses_are_bounded_together() -> None:
     trail = Sums()
-    flood = floods.Floods(trail, lambda: 0.0)
+    flood = floods.Floods(trail, floods.failures, floods.OTHERS, lambda: 0.0)
     assert sum(flood.admits(f"10.0.{index >> 8}.{index & 255}") for index in range(20_000)) == floods.ALL_MINUTE
     await flood.flush()
     assert len(trail.documents) == floods._MAX_SUMS + 1
