@@ -1,0 +1,97 @@
+"""``registry-gateway`` with failpoints and a clock that tests set: ``python -m tests.faults.gateway serve …``.
+
+The product holds no failpoint, and reads no setting for one: this entry point, which no package contains, wraps named
+seams of it and runs the same command. A worker process imports it again, as multiprocessing does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_NAME, _, _NTH = os.environ.get("TEST_FAILPOINT", "").partition(":")
+_CLOCK = os.environ.get("TEST_CLOCK_FILE", "")
+_left = int(_NTH or 1)
+_real_time = time.time
+_offset = 0.0
+
+
+def _follow_clock() -> None:
+    global _offset  # noqa: PLW0603  # one clock a process
+    while True:
+        with contextlib.suppress(OSError, ValueError):  # it is being written
+            _offset = float(Path(_CLOCK).read_text())
+        time.sleep(0.02)
+
+
+if _CLOCK:
+    time.time = lambda: _real_time() + _offset  # before anything of the product takes it as its clock
+    threading.Thread(target=_follow_clock, daemon=True).start()
+
+from service import audit  # noqa: E402
+from service.backends import http  # noqa: E402
+from service.journal import database  # noqa: E402
+
+FAILPOINTS = ("before-intent", "before-commit", "after-commit", "after-intent", "after-answer", "after-outcome")
+
+
+def reach(name: str) -> None:
+    """Kill the whole process group when the failpoint is reached for the nth time."""
+    global _left  # noqa: PLW0603  # counted over all seams of one process
+    if name != _NAME:
+        return
+    _left -= 1
+    if _left == 0:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _around(owner: type, method: str, before: str = "", after: str = "", *, when: Callable[..., bool] = bool) -> None:
+    original = getattr(owner, method)
+
+    @functools.wraps(original)
+    async def wrapped(*args, **keywords):
+        if before and when(keywords):
+            reach(before)
+        result = await original(*args, **keywords)
+        if after and when(keywords):
+            reach(after)
+        return result
+
+    setattr(owner, method, staticmethod(wrapped) if method == "_commit" else wrapped)
+
+
+def always(_: dict) -> bool:
+    return True
+
+
+_around(audit.Trail, "intent", "before-intent", "after-intent", when=always)
+_around(audit.Trail, "outcome", "", "after-outcome", when=always)
+_around(http.HttpTransport, "send", "", "after-answer", when=lambda keywords: keywords.get("writes", False))
+_around(database.PostgresDatabase, "_commit", "before-commit", "after-commit", when=always)
+_write = database.SqliteDatabase._write
+
+
+def _sqlite_write(self, work):
+    def worked(connection):
+        done = work(connection)
+        reach("before-commit")
+        return done
+
+    done = _write(self, worked)
+    reach("after-commit")
+    return done
+
+
+database.SqliteDatabase._write = _sqlite_write
+
+if __name__ == "__main__":
+    from service.__main__ import main
+
+    sys.exit(main())
