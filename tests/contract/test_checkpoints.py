@@ -53,7 +53,7 @@ class Clock:
 
 def checkpoints(journal, **more) -> Checkpoints:
     settings = {"cluster": "blue", "kid": "k1", "seconds": 60.0, "events": 5, "clock": Clock(), **more}
-    return Checkpoints(Trail(journal, [], "/test"), KEY.sign, **settings)
+    return Checkpoints(Trail(journal, "/test"), KEY.sign, **settings)
 
 
 async def record(made: Checkpoints, count: int = 1) -> None:
