@@ -87,8 +87,12 @@ class Reconciler:
         }
         for found in still_open:
             if found.operation not in self._gateway.active:
-                self._gateway.unsettled.add(found.digest, found.operation)
-                if found.source == self._gateway.trail.source or found.source in self._dead:
+                ours = found.source == self._gateway.trail.source or found.source in self._dead
+                if (
+                    ours or found.state == "unknown"
+                ):  # another replica is carrying out what is open: that is not unknown
+                    self._gateway.unsettled.add(found.digest, found.operation)
+                if ours:
                     by_registry.setdefault(found.registry, []).append(found)
         # a registry that hangs delays its own operations only
         return sum(await asyncio.gather(*(self._sweep_one(items) for items in by_registry.values())))
