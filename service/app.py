@@ -191,7 +191,7 @@ class Application:
             {name: registry.timeout_seconds for name, registry in registries.items()},
         )
         self.health = Health(self.backends, self.journal, lambda: self.authorizer.revision)
-        self.health.in_force = self.replicas.in_force
+        self.health.in_force = lambda: bool(self.replicas.lease())
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
         self.health.issuers = self.issuers.states if self.issuers else dict
         self.metrics = Metrics(self.health)
@@ -338,7 +338,7 @@ class Application:
         Raises:
             Busy, JournalUnavailable: somebody may be. Nothing may be written.
         """
-        if not self.replicas.in_force():
+        if not self.replicas.lease():
             message = "This process was cut off from the other replicas; nothing was forwarded. Try again."
             raise e.JournalUnavailable(message)
         await still_held()

@@ -85,6 +85,7 @@ class Following:
             rings = self._journal.rings
             try:
                 await self.catch_up()
+                await self._compare()
             except GatewayError as error:
                 _log.warning("what other replicas do is not known", problem=error.detail)
             except Exception as error:  # noqa: BLE001  # it must never end
@@ -155,8 +156,6 @@ class Following:
     async def judged(self, judgings: Collection[Judging], joining: bool) -> None:
         """Seal what others judge, and tell them; unseal what they do not judge any more once its outcome is known.
 
-        Who joins compares what it let through on its own with all that is sealed now.
-
         Raises:
             JournalUnavailable: it cannot be told what became of a judging, so it stays sealed.
         """
@@ -164,7 +163,7 @@ class Following:
         new = [item for name, item in now.items() if joining or name not in self._judgings]
         self._gateway.seals.judged_elsewhere([*self._judgings.values(), *now.values()])
         if joining:
-            await self._rejoin()
+            await self.catch_up()
         for item in new:
             self._begin(self._answer(item))
         if self._judgings.keys() - now.keys():
@@ -178,12 +177,14 @@ class Following:
         quiet = await seals.unwritten(judging.registry, judging.behind, _WRITES_END_SECONDS)
         await self._replicas.answer(judging, busy=not quiet)
 
-    async def _rejoin(self) -> None:
-        await self.catch_up()
+    async def _compare(self) -> None:
+        """Compare what was let through on its own account with all that is sealed now that the others wait again."""
+        if not self._replicas.lease():
+            return
         for write in self._gateway.seals.unseen.take():
             for seal in self._gateway.seals.standing_behind(write.registry, write.identifier):
                 if seal.standing is not Standing.JUDGED:
-                    self._begin(self._record(write, seal))
+                    await self._record(write, seal)
                     break
 
     async def _record(self, write: Write, seal: Seal) -> None:

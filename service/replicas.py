@@ -40,8 +40,11 @@ Where it raises JournalUnavailable, it has not joined.
 class Replicas(Protocol):
     """The processes that use one journal. Each has a lease, which it renews every second."""
 
-    def in_force(self) -> bool:
-        """Tell whether the others wait for this process; by its own clock, which is never late."""
+    def lease(self) -> int:
+        """Return the number of the lease in force, 0 if none is: then the others do not wait for this process.
+
+        By its own clock, which is never late.
+        """
 
     async def living(self) -> frozenset[str]:
         """Name the sources whose lease is in force, this one included.
@@ -88,9 +91,9 @@ class OneReplica:
         """There is nobody to know of."""
         self._source = ""
 
-    def in_force(self) -> bool:
+    def lease(self) -> int:
         """Tell that nobody else decides it."""
-        return True
+        return 1
 
     async def living(self) -> frozenset[str]:
         """Name this process."""

@@ -247,7 +247,7 @@ class Seals:
         keys = [(backend.name, identifier) for identifier in written(call)]
         for key in keys:
             self._writing[key] += 1
-        seen = self._replicas.in_force()
+        lease = self._replicas.lease()
         try:
             yield
         finally:
@@ -255,7 +255,7 @@ class Seals:
                 self._writing[key] -= 1
                 if not self._writing[key]:
                     del self._writing[key]
-                if not (seen and self._replicas.in_force()):
+                if not lease or lease != self._replicas.lease():
                     self.unseen.note(key, call.principal.subject, self._now())
             self._written.set()
             self._written = asyncio.Event()

@@ -20,7 +20,7 @@ from service.journal.locks import key_of
 from service.replicas import Judged, Judging, Published
 
 LEASE_SECONDS = 5.0
-"""A process that was not heard of for so long is not waited for any more."""
+"""A process that has not renewed its lease for so long is not waited for any more."""
 CHANNEL = "registry_gateway_replicas"
 _PACE_SECONDS = 1.0
 _ANSWER_SECONDS = LEASE_SECONDS + 1.0
@@ -28,7 +28,7 @@ _BEAT = """
     INSERT INTO replicas (source, seen_at) VALUES ($1, extract(epoch FROM clock_timestamp()))
     ON CONFLICT (source) DO UPDATE SET seen_at = excluded.seen_at
 """
-_LIVING = "SELECT source FROM replicas WHERE seen_at > extract(epoch FROM clock_timestamp()) - $1"
+_ALL = "SELECT source, seen_at FROM replicas"
 _FORGET = "DELETE FROM replicas WHERE seen_at < extract(epoch FROM clock_timestamp()) - 3600"
 _PUBLISH = """
     WITH made AS (
@@ -48,10 +48,7 @@ _OTHERS = "SELECT * FROM judgings WHERE source <> $1"
 _SWEEP = """
     DELETE FROM judgings USING judgings AS j LEFT JOIN operations AS o ON o.id = j.operation
     WHERE judgings.id = j.id AND coalesce(o.state, '') NOT IN ('open', 'unknown')
-    AND NOT EXISTS (
-        SELECT FROM replicas AS r
-        WHERE r.source = j.source AND r.seen_at > extract(epoch FROM clock_timestamp()) - $1
-    )
+    AND j.source <> ALL($1)
 """
 """What nobody judges any more, and of which the outcome is known or will never be: the judge ended or was cut off."""
 _CLAIM = "SELECT pg_try_advisory_lock($1)"
@@ -72,7 +69,9 @@ class PostgresReplicas:
         self._turn = asyncio.Lock()
         self._until = 0.0
         self.joined = 0
-        self._others: frozenset[str] = frozenset()
+        """How often this process came to have a lease."""
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Of each process what it wrote last, and when that was first seen, by the clock of this process."""
         self._waiting: dict[str, _Waiting] = {}
         self._claimed: set[str] = set()
         self._ended: dict[bool, set[str]] = {True: set(), False: set()}
@@ -81,9 +80,9 @@ class PostgresReplicas:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started: asyncio.Task[None] | None = None
 
-    def in_force(self) -> bool:
-        """Tell whether the others wait for this process; by its own clock, which is never late."""
-        return time.monotonic() < self._until
+    def lease(self) -> int:
+        """Return the number of the lease in force, 0 if none is; by the own clock, which is never late."""
+        return self.joined if time.monotonic() < self._until else 0
 
     async def start(self, source: str, judged: Judged) -> None:
         """Join them as *source*, and stay. What others judge is known before this returns."""
@@ -111,13 +110,21 @@ class PostgresReplicas:
     async def living(self) -> frozenset[str]:
         """Name the sources whose lease is in force."""
         async with self._asking() as connection:
-            rows = await connection.fetch(_LIVING, LEASE_SECONDS, timeout=self._seconds)
-        return frozenset({self._source, *(row["source"] for row in rows)})
+            return await self._living(connection)
+
+    async def _living(self, connection: asyncpg.Connection) -> frozenset[str]:
+        """Name who has renewed its lease lately. No clock of another machine, which can be set, is asked."""
+        now, before = time.monotonic(), self._seen
+        rows = {row["source"]: row["seen_at"] for row in await connection.fetch(_ALL, timeout=self._seconds)}
+        same = {name: before[name] for name, value in rows.items() if before.get(name, (None,))[0] == value}
+        self._seen = {name: same.get(name, (value, now)) for name, value in rows.items()}
+        living = {name for name, (_, since) in self._seen.items() if now - since < LEASE_SECONDS}
+        return frozenset({self._source, *living})
 
     async def publish(self, judging: Judging) -> Published:
         """Tell the others; return when each of them has sealed what is behind it, or has no lease any more."""
         waiting = self._waiting[judging.id] = _Waiting()
-        found = _Published(self, judging.id, self.joined)
+        found = _Published(self, judging.id, self.lease())
         try:
             async with self._asking() as connection:
                 values = dataclasses.asdict(judging) | {"behind": json.dumps(sorted(judging.behind))}
@@ -295,10 +302,10 @@ class PostgresReplicas:
                 for name in self._claimed:
                     await connection.fetchval(_CLAIM, key_of(name), timeout=self._seconds)
             await self._let_go(connection)
-            await connection.execute(_SWEEP, LEASE_SECONDS, timeout=self._seconds)
-        lapsed = joining or not self.in_force()
+            await connection.execute(_SWEEP, list(await self._living(connection)), timeout=self._seconds)
+        lapsed = not self.lease()
         await self._look(joining=lapsed)
-        if lapsed or not self.in_force():
+        if lapsed or not self.lease():
             self.joined += 1
         self._until = begun + LEASE_SECONDS
 
@@ -344,7 +351,7 @@ class _Published:
         Raises:
             LockLost: they may not.
         """
-        if self._lease != self._replicas.joined or not self._replicas.in_force():
+        if self._lease != self._replicas.lease():
             message = "this process was not heard of for a while"
             raise LockLost(message)
 

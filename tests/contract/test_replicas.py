@@ -65,7 +65,7 @@ async def test_each_knows_who_lives_and_who_left(url):
     async with joined(url, "a", "b") as (a, b):
         assert await a.replicas.living() == await b.replicas.living() == {"a", "b"}
         await b.replicas.close()
-        assert (await a.replicas.living(), b.replicas.in_force()) == ({"a"}, False)
+        assert (await a.replicas.living(), b.replicas.lease()) == ({"a"}, 0)
 
 
 async def test_who_is_not_heard_of_is_not_waited_for_and_knows_it_first(url):
@@ -73,10 +73,10 @@ async def test_who_is_not_heard_of_is_not_waited_for_and_knows_it_first(url):
         b.replicas._started.cancel()  # it stands still; its connection stays open
         await asyncio.sleep(0)
         begun = time.monotonic()
-        assert b.replicas.in_force()
+        assert b.replicas.lease()
         while "b" in await a.replicas.living():
             await asyncio.sleep(0.001)
-        assert not b.replicas.in_force()
+        assert not b.replicas.lease()
         assert time.monotonic() - begun < leases.LEASE_SECONDS + 1
         async with asyncio.timeout(2):  # and the server ends its connection
             while not b.replicas._connection.is_closed():
@@ -125,7 +125,7 @@ async def test_a_judging_of_a_lease_that_ran_out_counts_no_more(url):
         async with asyncio.timeout(10):
             while a.replicas.joined < 2 or not any(b.joining[before:]):
                 await asyncio.sleep(0.01)
-        assert a.replicas.in_force()
+        assert a.replicas.lease()
         with pytest.raises(LockLost):
             await published.check()
 
@@ -187,6 +187,18 @@ async def test_without_a_server_nobody_joins(tmp_path):
             await one.claim(["key"])
         with pytest.raises(Busy):
             await one.publish(JUDGING)
-        assert not one.in_force()
+        assert not one.lease()
     finally:
         await one.close()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_of_the_server_that_is_set_ends_no_lease_and_keeps_none(url, hours):
+    async with joined(url, "a", "b") as (a, b):
+        await execute(url, f"UPDATE replicas SET seen_at = seen_at + {hours * 3600}")
+        assert await a.replicas.living() == {"a", "b"}
+        b.replicas._started.cancel()
+        await execute(url, f"UPDATE replicas SET seen_at = seen_at + {hours * 3600} WHERE source = 'b'")
+        async with asyncio.timeout(leases.LEASE_SECONDS + 2):
+            while "b" in await a.replicas.living():
+                await asyncio.sleep(0.05)

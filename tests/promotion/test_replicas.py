@@ -244,8 +244,7 @@ async def test_cut_off_it_lets_telemetry_through_and_tells_later_what_was_sealed
     monkeypatch.setattr(cut.replicas, "_connect", nothing)
     catch_up = cut.following.catch_up
     monkeypatch.setattr(cut.following, "catch_up", nothing)
-    await cut.following.close()
-    cut.replicas._started = asyncio.create_task(cut.replicas._run(asyncio.get_running_loop().create_future()))
+    cut.replicas._lose()
     assert (await log(two, run)).status == 200
     assert (await two("GET", "/readyz")).status == 503
     refused = await two.rpc("POST", "registered-models/create", name="lily")
