@@ -16,7 +16,7 @@ from service.gateway import Gateway
 from service.model import ITSELF, Call, Need, Principal, Record, resource
 from service.owners import Owners
 from service.replicas import Judging, Replicas
-from service.seals import Seal, Standing
+from service.seal import Seal, Standing
 from service.unseen import Write
 from service.unsettled import Outcome
 

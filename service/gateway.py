@@ -44,7 +44,8 @@ from service.promotion.gate import Environment, Purpose
 from service.provenance import check_run
 from service.references import IDENTIFIER, check_deletion
 from service.renaming import Renames
-from service.seals import Seals, written
+from service.seal import written
+from service.seals import Seals
 from service.searching import Searches
 from service.spelling import Spelling
 from service.tally import Measured, Tally

@@ -15,67 +15,23 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from enum import Enum
 
 from service.backend import Backend
-from service.change import OfArtifact, OfExperiment, OfLoggedModel, OfRun, OfTraces, TagDelete, TagSet, VersionUpdate
+from service.change import OfExperiment, OfLoggedModel, OfRun, TagDelete, TagSet, VersionUpdate
 from service.effects import Deleted, Effect, MadeLive, Renamed, Revoked, Signed, TakenDown
-from service.errors import Busy, Conflict, NotFound, OutcomeUnknown
+from service.errors import Busy, NotFound, OutcomeUnknown
 from service.held import holding
 from service.model import Call
-from service.ownership import Ownership, parse_artifact_path
+from service.ownership import Ownership
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Sealing
 from service.records import LivePeriod
 from service.replicas import Judging, OneReplica, Replicas
+from service.seal import Seal, Standing, only_ends_run, written
 from service.unseen import Unseen
 
-_WRITES = frozenset({"run:update", "run:delete", "artifact:write", "artifact:delete"})
 _RESTORES = frozenset({"restoreRun", "restoreExperiment"})
 """They ask the right to delete, and rewrite nothing."""
 _Key = tuple[str, str, Enum, str]
 _Place = tuple[str, str, str]
-
-
-class Standing(Enum):
-    """What a version is in its environment."""
-
-    LIVE = "live in"
-    APPROVED = "approved for"
-    JUDGED = "being judged for"
-    """Not live or approved yet: a write has to wait."""
-    ELSEWHERE = "being judged by another replica for"
-
-
-_ENDS = {
-    Standing.LIVE: "another version is live there or it is taken down",
-    Standing.APPROVED: "the approval expires or is revoked",
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seal:
-    """A version that must stay what it is, and what stands behind it."""
-
-    registry: str
-    model: str
-    environment: Environment
-    version: str
-    behind: frozenset[str]
-    """Identifiers of runs and logged models."""
-    standing: Standing
-    expires: float | None = None
-
-    def refuse(self, what: str) -> None:
-        """Raise the refusal of a write to *what*, which belongs to the version.
-
-        Raises:
-            Conflict: it is sealed. Busy: it is being judged.
-        """
-        version = f"version {self.version} of {self.model!r}, which is {self.standing.value} {self.environment.name!r}"
-        if self.standing in (Standing.JUDGED, Standing.ELSEWHERE):
-            message = f"{what} {version}; nothing was forwarded. Try again."
-            raise Busy(message)
-        end = _ENDS[self.standing]
-        message = f"{what} {version}, and is sealed until {end}. Log to a new run and register a new version."
-        raise Conflict(message)
 
 
 class Seals:
@@ -308,7 +264,7 @@ class Seals:
             return
         for identifier in written(call):
             for seal in self._in_force(self._index.get(("behind", backend.name, identifier), ())):
-                if not _only_ends_run(call, seal.environment):
+                if not only_ends_run(call, seal.environment):
                     seal.refuse("It stands behind")
         self._check_version(backend.name, call)
         for need in call.needs:
@@ -347,31 +303,3 @@ class Seals:
 def _places(key: _Key, seal: Seal) -> list[_Place]:
     registry, model = key[:2]
     return [("model", registry, model), *(("behind", registry, identifier.lower()) for identifier in seal.behind)]
-
-
-def _only_ends_run(call: Call, environment: Environment) -> bool:
-    """Tell whether a call ends a run and rewrites nothing that rules read: a pipeline may promote inside its run.
-
-    A new name is a new tag ``mlflow.runName``.
-    """
-    if call.name != "updateRun" or call.request is None:
-        return False
-    message = call.request.message
-    rewrites = message.get("run_name") or ("status" in message and environment.reads("run", "status"))
-    return not rewrites
-
-
-def written(call: Call) -> list[str]:
-    """List the runs and logged models that a call writes to, in the spelling that a database may take for the same."""
-    return [
-        _identifier(need.resource).lower()
-        for need in call.needs
-        if need.action in _WRITES and isinstance(need.resource, OfRun | OfLoggedModel | OfArtifact)
-    ]
-
-
-def _identifier(where: OfRun | OfLoggedModel | OfArtifact) -> str:
-    found = parse_artifact_path(where.path)[1] if isinstance(where, OfArtifact) else where
-    if isinstance(found, OfTraces):
-        return found.trace_ids[0]
-    return found.run_id if isinstance(found, OfRun) else found.model_id

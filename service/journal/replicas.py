@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -15,13 +15,11 @@ import structlog
 
 from service.errors import Busy, JournalUnavailable
 from service.held import LockLost
-from service.journal.database import FAILURES, POSTGRES
+from service.journal.database import FAILURES
 from service.journal.locks import key_of
+from service.journal.session import CHANNEL, LEASE_SECONDS, Session
 from service.replicas import Judged, Judging, Published
 
-LEASE_SECONDS = 5.0
-"""A process that has not renewed its lease for so long is not waited for any more."""
-CHANNEL = "registry_gateway_replicas"
 _PACE_SECONDS = 1.0
 _ANSWER_SECONDS = LEASE_SECONDS + 1.0
 _BEAT = """
@@ -61,12 +59,10 @@ class PostgresReplicas:
 
     def __init__(self, url: str, connect_seconds: float) -> None:
         """Meet them on the server of the journal *url*."""
-        self._url = POSTGRES + url.removeprefix(POSTGRES)
+        self._session = Session(url, connect_seconds, self._heard, self._lost)
         self._seconds = connect_seconds
         self._source = ""
         self._judged: Judged | None = None
-        self._connection: asyncpg.Connection | None = None
-        self._turn = asyncio.Lock()
         self._until = 0.0
         self.joined = 0
         """How often this process came to have a lease."""
@@ -102,14 +98,14 @@ class PostgresReplicas:
             self._started.cancel()
             await asyncio.gather(self._started, return_exceptions=True)
         with contextlib.suppress(*FAILURES, JournalUnavailable):
-            async with self._asking() as connection:
+            async with self._session.asking() as connection:
                 await self._let_go(connection)
                 await connection.execute("DELETE FROM replicas WHERE source = $1", self._source, timeout=1)
-        self._lose()
+        self._session.lose()
 
     async def living(self) -> frozenset[str]:
         """Name the sources whose lease is in force."""
-        async with self._asking() as connection:
+        async with self._session.asking() as connection:
             return await self._living(connection)
 
     async def _living(self, connection: asyncpg.Connection) -> frozenset[str]:
@@ -126,7 +122,7 @@ class PostgresReplicas:
         waiting = self._waiting[judging.id] = _Waiting()
         found = _Published(self, judging.id, self.lease())
         try:
-            async with self._asking() as connection:
+            async with self._session.asking() as connection:
                 values = dataclasses.asdict(judging) | {"behind": json.dumps(sorted(judging.behind))}
                 row = (values.pop("id"), self._source, *values.values())
                 await connection.fetch(_PUBLISH, *row, timeout=self._seconds)
@@ -164,14 +160,14 @@ class PostgresReplicas:
         """Tell who judges what was found. An answer that is lost is waited for as long as the lease."""
         said = json.dumps([judging.id, self._source, busy])
         with contextlib.suppress(JournalUnavailable):
-            async with self._asking() as connection:
+            async with self._session.asking() as connection:
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, said, timeout=self._seconds)
 
     async def claim(self, names: Sequence[str]) -> str | None:
         """Claim *names*, all or none; return the first that is another's."""
         had: list[str] = []
         try:
-            async with self._asking() as connection:
+            async with self._session.asking() as connection:
                 for name in names:
                     if not await connection.fetchval(_CLAIM, key_of(name), timeout=self._seconds):
                         return name
@@ -189,7 +185,7 @@ class PostgresReplicas:
         await asyncio.shield(self._in_background(self._give_back(names)))
 
     async def _give_back(self, names: Sequence[str]) -> None:
-        async with self._asking() as connection:
+        async with self._session.asking() as connection:
             for name in names:
                 await connection.fetchval(_RELEASE, key_of(name), timeout=self._seconds)
 
@@ -199,7 +195,7 @@ class PostgresReplicas:
         self._in_background(self._let_go_soon())
 
     async def _let_go_soon(self) -> None:
-        async with self._asking() as connection:
+        async with self._session.asking() as connection:
             await self._let_go(connection)
 
     async def _let_go(self, connection: asyncpg.Connection) -> None:
@@ -219,30 +215,6 @@ class PostgresReplicas:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[asyncpg.Connection]:
-        """Have the connection for oneself. If it fails it is lost, and with it the lease.
-
-        Raises:
-            JournalUnavailable: there is none.
-        """
-        message = "The journal does not say what other replicas do."
-        async with self._turn:
-            connection = self._connection
-            if connection is None or connection.is_closed():
-                raise JournalUnavailable(message)
-            try:
-                yield connection
-            except FAILURES as error:
-                _log.warning("lost the other replicas", problem=type(error).__name__)
-                self._lose()
-                raise JournalUnavailable(message) from None
-
-    def _lose(self) -> None:
-        connection, self._connection, self._until = self._connection, None, 0.0
-        if connection is not None:
-            connection.terminate()
-
     async def _run(self, first: asyncio.Future[None]) -> None:
         while True:
             try:
@@ -251,12 +223,12 @@ class PostgresReplicas:
                 pass  # it is said where it was found
             except Exception as error:  # noqa: BLE001  # it must never end
                 _log.error("lost the other replicas", problem=f"{type(error).__name__}: {error}")
-                self._lose()
+                self._session.lose()
             await asyncio.sleep(_PACE_SECONDS)
 
     async def _stay(self, first: asyncio.Future[None]) -> None:
         """Join, and renew the lease every second until the connection is lost."""
-        await self._connect()
+        await self._session.connect()
         await self._beat(joining=True)
         if not first.done():
             first.set_result(None)
@@ -272,30 +244,10 @@ class PostgresReplicas:
             else:
                 await self._look()
 
-    async def _connect(self) -> None:
-        self._lose()
-        try:
-            connection = await asyncpg.connect(
-                self._url,
-                timeout=self._seconds,
-                server_settings={
-                    "application_name": "registry-gateway replica",
-                    "synchronous_commit": "off",  # of what ends with this process nothing has to outlive the server
-                    "idle_session_timeout": str(int(LEASE_SECONDS * 1000)),
-                },
-            )
-            self._connection = connection
-            await connection.add_listener(CHANNEL, self._heard)
-        except FAILURES as error:
-            self._lose()
-            _log.warning("it cannot be told which other replicas there are", problem=type(error).__name__)
-            message = "The journal does not say which other replicas there are."
-            raise JournalUnavailable(message) from None
-
     async def _beat(self, *, joining: bool) -> None:
         """Renew the lease. One that ran out meanwhile is a new one: what was missed is looked for first."""
         begun = time.monotonic()
-        async with self._asking() as connection:
+        async with self._session.asking() as connection:
             await connection.execute(_BEAT, self._source, timeout=self._seconds)
             if joining:
                 await connection.execute(_FORGET, timeout=self._seconds)
@@ -311,12 +263,15 @@ class PostgresReplicas:
 
     async def _look(self, *, joining: bool = False) -> None:
         """Tell what others judge now."""
-        async with self._asking() as connection:
+        async with self._session.asking() as connection:
             rows = await connection.fetch(_OTHERS, self._source, timeout=self._seconds)
         assert self._judged is not None  # start() set it
         await self._judged([_judging(row) for row in rows], joining)
 
-    def _heard(self, _: object, __: int, ___: str, said: str) -> None:
+    def _lost(self) -> None:
+        self._until = 0.0
+
+    def _heard(self, said: str) -> None:
         if said == "judgings":
             self._look_again.set()
             return

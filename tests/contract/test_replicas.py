@@ -79,7 +79,7 @@ async def test_who_is_not_heard_of_is_not_waited_for_and_knows_it_first(url):
         assert not b.replicas.lease()
         assert time.monotonic() - begun < leases.LEASE_SECONDS + 1
         async with asyncio.timeout(2):  # and the server ends its connection
-            while not b.replicas._connection.is_closed():
+            while b.replicas._session.is_open:
                 await asyncio.sleep(0.01)
         with pytest.raises(JournalUnavailable):
             await b.replicas.living()

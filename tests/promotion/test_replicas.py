@@ -240,11 +240,11 @@ async def test_cut_off_it_lets_telemetry_through_and_tells_later_what_was_sealed
     async def nothing() -> None:
         raise OSError
 
-    connect = cut.replicas._connect
-    monkeypatch.setattr(cut.replicas, "_connect", nothing)
+    connect = cut.replicas._session.connect
+    monkeypatch.setattr(cut.replicas._session, "connect", nothing)
     catch_up = cut.following.catch_up
     monkeypatch.setattr(cut.following, "catch_up", nothing)
-    cut.replicas._lose()
+    cut.replicas._session.lose()
     assert (await log(two, run)).status == 200
     assert (await two("GET", "/readyz")).status == 503
     refused = await two.rpc("POST", "registered-models/create", name="lily")
@@ -252,7 +252,7 @@ async def test_cut_off_it_lets_telemetry_through_and_tells_later_what_was_sealed
     await approve(one)  # it does not wait for who has no lease
     assert (await log(two, run)).status == 200
     monkeypatch.setattr(cut.following, "catch_up", catch_up)
-    monkeypatch.setattr(cut.replicas, "_connect", connect)
+    monkeypatch.setattr(cut.replicas._session, "connect", connect)
 
     async def told() -> bool:
         return bool(await replicas[0].events(action="environment:conflict"))
