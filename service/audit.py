@@ -27,7 +27,7 @@ from service.effects import (
 )
 from service.errors import GatewayError
 from service.event import Asked, Event, build_event, documents_of
-from service.keeping import Journal, OpenOperation
+from service.keeping import Journal, OpenOperation, Undo
 from service.masking import NO_MASKS, Masks
 from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
@@ -229,12 +229,12 @@ class Trail:
             operation.key,
             self.source,
         )
-        undo = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
-        await self._append(
-            [event],
-            [opened, *operation.facts.values()],
-            undo=([self._event(undo, "outcome", "failed")], [Settled(operation.id, "failed")]),
-        )
+
+        def undo() -> tuple[list[Event], list[Effect]]:
+            late = dataclasses.replace(operation, detail="The intent was recorded too late; nothing was forwarded.")
+            return [self._event(late, "outcome", "failed")], [Settled(operation.id, "failed")]
+
+        await self._append([event], [opened, *operation.facts.values()], undo=undo)
         operation.intended = True
         if self._still_held is not None:
             try:
@@ -303,13 +303,14 @@ class Trail:
         """
         if self._still_held is not None:
             await self._still_held()
-        late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
-        back = [undone for effect in effects if (undone := _undone(effect, self.now())) is not None]
-        await self._append(
-            [self._event(operation, "outcome", "succeeded")],
-            effects,
-            undo=([self._event(late, "outcome", "failed")], back),
-        )
+
+        def undo() -> tuple[list[Event], list[Effect]]:
+            now = self.now()
+            late = dataclasses.replace(operation, detail="The journal answered too late; it is taken back.")
+            back = [undone for effect in effects if (undone := _undone(effect, now)) is not None]
+            return [self._event(late, "outcome", "failed")], back
+
+        await self._append([self._event(operation, "outcome", "succeeded")], effects, undo=undo)
 
     async def checkpoint(self, data: Mapping[str, Any], finish: Callable[[Event], Event]) -> Event:
         """Record a checkpoint, which *finish* signs when it has its place in the chain.
@@ -367,7 +368,7 @@ class Trail:
         events: Sequence[Event],
         effects: Sequence[Effect] = (),
         *,
-        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        undo: Undo | None = None,
         finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         more = {} if finish is None else {"finish": finish}

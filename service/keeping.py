@@ -10,6 +10,8 @@ from service.effects import Effect, Signed
 from service.event import Event
 from service.records import Creation, Debt, Delivery, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
+Undo = Callable[[], tuple[Sequence[Event], Sequence[Effect]]]
+"""Makes the events and effects that take back others; it is seldom asked."""
 ANY = object()
 """As a filter's value: set, whatever to."""
 
@@ -99,14 +101,14 @@ class Journal(Outbox, Protocol):
         events: Sequence[Event],
         effects: Sequence[Effect] = (),
         *,
-        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        undo: Undo | None = None,
         finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         """Store *events* and *effects* in one transaction; return the events with sequence and previous hash.
 
         *finish* completes an event once it has its place in the chain.
 
-        When it returns they are durable. When it raises they are not, or *undo* is stored after them.
+        When it returns they are durable. When it raises they are not, or what *undo* makes is stored after them.
 
         Raises:
             OperationPending: they begin an operation equal to one that is not settled, which the error names.

@@ -16,6 +16,7 @@ from service.journal.bell import CHANNEL, Bell, PostgresBell
 from service.journal.database import FAILURES, SQLITE, InDoubt, NotThisJournal, is_of_one_job, open_database
 from service.journal.outbox import OutboxReads
 from service.journal.writes import Head, Job, Stored, head_of, holds, store, stored_of
+from service.keeping import Undo
 from service.model import People
 
 _MAX_BATCH = 256
@@ -67,7 +68,7 @@ class SqlJournal(OutboxReads):
         events: Sequence[Event],
         effects: Sequence[Effect] = (),
         *,
-        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        undo: Undo | None = None,
         finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         """Store events and effects in one transaction (see `service.keeping.Journal`)."""
@@ -156,7 +157,7 @@ class SqlJournal(OutboxReads):
     def _take_back(self, job: Job) -> None:
         """Undo what is stored although its author was told otherwise."""
         assert job.undo is not None
-        self._jobs.put_nowait(Job(*job.undo, asyncio.get_running_loop().create_future(), None))
+        self._jobs.put_nowait(Job(*job.undo(), asyncio.get_running_loop().create_future(), None))
 
     @staticmethod
     def _fail(jobs: list[Job], error: BaseException) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, String, Table, and_, bindparam, delete, insert, literal_column, or_, select, update
 
 from service import effects as f
 from service.chain import GENESIS, digest_of
@@ -16,6 +16,8 @@ from service.errors import Busy, GatewayError, OperationPending
 from service.event import Event, canonical_json
 from service.journal import outbox
 from service.journal import tables as t
+from service.journal.prepared import Prepared
+from service.keeping import Undo
 from service.records import Approval, Evidence
 
 ANSWERS_KEPT_SECONDS = 24 * 3600.0
@@ -28,7 +30,7 @@ class Job:
     events: Sequence[Event]
     effects: Sequence[f.Effect]
     done: asyncio.Future[list[Event]]
-    undo: tuple[Sequence[Event], Sequence[f.Effect]] | None
+    undo: Undo | None
     abandoned: bool = False
     finish: Callable[[Event], Event] | None = None
     """Completes an event that has its place in the chain."""
@@ -38,11 +40,12 @@ class Job:
 _HEAD = select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
 _KNOWN = select(t.events.c.sequence).where(t.events.c.id == bindparam("id"))
 _TOUCH = update(t.operations).where(t.operations.c.id == "").values(state="open")
-_INSERT_EVENT = insert(t.events)
-_INSERT_OPERATION = insert(t.operations)
-_SETTLE = (
+_UNSETTLED = (literal_column("'open'", String), literal_column("'unknown'", String))
+_INSERT_EVENT = Prepared(insert(t.events), *t.events.columns.keys())
+_INSERT_OPERATION = Prepared(insert(t.operations), *t.operations.columns.keys())
+_SETTLE = Prepared(
     update(t.operations)
-    .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(("open", "unknown")))
+    .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(_UNSETTLED))
     .values(state=bindparam("new_state"))
 )
 _INSERT_PERIOD = insert(t.periods)
@@ -58,16 +61,17 @@ _DOCUMENT = select(t.documents.c.at).where(
     t.documents.c.kind == bindparam("kind"), t.documents.c.digest == bindparam("digest")
 )
 _INSERT_DOCUMENT = insert(t.documents)
-_EQUAL = select(t.operations.c.id).where(
-    t.operations.c.digest == bindparam("digest"), t.operations.c.state.in_(("open", "unknown"))
-)
-_ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(
-    t.operations.c.state == "open",
+_IS_EQUAL = and_(t.operations.c.digest == bindparam("digest"), t.operations.c.state.in_(_UNSETTLED))
+_IS_ELSEWHERE = and_(
+    t.operations.c.state == _UNSETTLED[0],
     t.operations.c.registry == bindparam("registry"),
     t.operations.c.source != bindparam("source"),
 )
 _HASH = select(t.events.c.hash).where(t.events.c.sequence == bindparam("sequence"))
 _FIRST = select(t.events.c.sequence).order_by(t.events.c.sequence).limit(1)
+_ANY = Prepared(select(t.operations.c.id).where(or_(_IS_EQUAL, _IS_ELSEWHERE)))
+_EQUAL = select(t.operations.c.id).where(_IS_EQUAL)
+_ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(_IS_ELSEWHERE)
 Head = tuple[int, str]
 """Sequence and hash of the last event."""
 Stored = list[Event] | GatewayError
@@ -118,7 +122,7 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Sto
             _apply(connection, effect)
         stored.append(finished)
     if rows:
-        connection.execute(_INSERT_EVENT, rows)
+        _INSERT_EVENT.execute(connection, *rows)
     else:
         connection.execute(_TOUCH)  # a ping proves that the journal can be written
     return stored, (sequence, previous)
@@ -131,11 +135,14 @@ def _refusal(connection: Connection, effect: f.Effect) -> GatewayError | None:
     """
     if not isinstance(effect, f.Opened):
         return None
-    equal = connection.execute(_EQUAL, {"digest": effect.digest}).first()
+    about = {"digest": effect.digest, "registry": effect.registry, "source": effect.source}
+    if _ANY.execute(connection, about).first() is None:
+        return None
+    equal = connection.execute(_EQUAL, about).first()
     if equal is not None:
         message = f"The same call is unsettled as operation {equal.id}; it was not forwarded again."
         return OperationPending(message, operation=equal.id)
-    for row in connection.execute(_ELSEWHERE, {"registry": effect.registry, "source": effect.source}):
+    for row in connection.execute(_ELSEWHERE, about):
         if not effect.models.isdisjoint(f.models_of(row.change)):
             message = f"Operation {row.id} on the same model is not settled yet; nothing was forwarded. Try again."
             return Busy(message, retry_after=2)
@@ -167,9 +174,9 @@ def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, An
 def _apply(connection: Connection, effect: f.Effect) -> None:
     match effect:
         case f.Opened():
-            connection.execute(_INSERT_OPERATION, _opened(effect))
+            _INSERT_OPERATION.execute(connection, _opened(effect))
         case f.Settled():
-            connection.execute(_SETTLE, {"operation": effect.operation, "new_state": effect.state})
+            _SETTLE.execute(connection, {"operation": effect.operation, "new_state": effect.state})
         case f.Registered():
             row = dataclasses.asdict(effect.creation)
             connection.execute(insert(t.creations), {**row, "registry": effect.registry})

@@ -422,3 +422,15 @@ async def test_what_was_stored_though_nobody_knew_is_taken_back(journal, monkeyp
         ("outcome", "failed"),
     ]
     assert await verified(journal.url) == (2, None)
+
+
+async def test_what_is_begun_and_settled_together_is_stored_as_if_one_by_one(journal):
+    trail = Trail(journal, [], "/test")
+    begun = [change(model=f"model-{index}") for index in range(20)]
+    await asyncio.gather(*(trail.intent(item) for item in begun))  # in a few transactions of several events
+    assert {item.operation for item in await journal.unsettled()} == {item.id for item in begun}
+    await asyncio.gather(*(trail.outcome(item, "succeeded") for item in begun))
+    assert await journal.unsettled() == []
+    events = [event for _, event in await journal.events({}, 0, 100)]
+    assert [event["data"]["sequence"] for event in events] == list(range(1, 41))
+    assert {event["data"]["change"]["model"] for event in events} == {f"model-{index}" for index in range(20)}

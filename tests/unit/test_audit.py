@@ -16,7 +16,7 @@ from service.change import AliasSet, OfRun
 from service.effects import Effect, Opened, Posted, Settled, TakenDown, Weighed, Withdrawn
 from service.errors import JournalUnavailable
 from service.event import MAX_EVENT_BYTES, Event, build_event, canonical_json
-from service.keeping import OpenOperation
+from service.keeping import OpenOperation, Undo
 from service.model import Call, Decision, Finding, Need, Principal, Verdict
 from service.records import Evidence
 
@@ -46,7 +46,7 @@ class Memory:
         events: Sequence[Event],
         effects: Sequence[Effect] = (),
         *,
-        undo: tuple[Sequence[Event], Sequence[Effect]] | None = None,
+        undo: Undo | None = None,
     ) -> list[Event]:
         if self.down:
             raise JournalUnavailable("The journal is down.")
@@ -228,7 +228,7 @@ async def test_an_intent_opens_the_operation_or_is_refused() -> None:
     assert journal.stored[0]["type"] == "registry-gateway.alias.set.intent"
     assert journal.stored[0]["data"]["outcome"] is None
     assert journal.effects == [Opened(made.id, CALL.digest(), "main", made.change, NOW, source="gateway-1")]
-    (undone,), settled = journal.undos[0]
+    (undone,), settled = journal.undos[0]()
     assert (undone["data"]["outcome"], settled) == ("failed", [Settled(made.id, "failed")])
     assert "nothing was forwarded" in undone["data"]["detail"]
     journal.down = True
@@ -270,7 +270,7 @@ async def test_a_refusal_recorded_later_is_recorded_before_the_end() -> None:
 async def test_evidence_that_came_too_late_is_taken_back() -> None:
     journal, late = Memory(), Evidence("e1", "validation", "passed", "service:ci", (), {}, "", NOW)
     await trail(journal).stored(operation(), [Posted("main", "iris", "binding", late)])
-    (event,), effects = journal.undos[0]
+    (event,), effects = journal.undos[0]()
     assert (event["data"]["outcome"], effects) == ("failed", [Withdrawn("e1")])
 
 
