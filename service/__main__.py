@@ -115,7 +115,7 @@ def _check_workers(options: argparse.Namespace, configuration: Configuration) ->
 
 def _serve(options: argparse.Namespace) -> int:
     from granian import Granian
-    from granian.constants import HTTPModes, Interfaces
+    from granian.constants import HTTPModes, Interfaces, Loops
 
     os.environ.update(_environ(options))
     configuration = load()
@@ -138,6 +138,7 @@ def _serve(options: argparse.Namespace) -> int:
             port=listen.port,
             interface=Interfaces.ASGI,
             http=HTTPModes.http1,
+            loop=Loops.uvloop if sys.platform != "win32" else Loops.asyncio,
             workers=options.workers,
             websockets=False,
             log_enabled=False,
