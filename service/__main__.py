@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from service import keys, nouns, pipeline, policy_commands
+from service import audit_commands, keys, nouns, pipeline, policy_commands
 from service.arguments import Parser, say, with_config
 from service.embedded import Embedded
 from service.errors import BadConfiguration, JournalUnavailable
@@ -57,10 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     policy_commands.add_commands(commands)
 
-    audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
-    verify = audit.add_parser("verify", help="find an edit, a deletion or a swap in the journal's hash chain")
-    with_config(verify)
-    verify.set_defaults(run=_audit_verify)
+    audit_commands.add_commands(commands)
 
     keys.add_commands(commands)
 
@@ -300,18 +297,6 @@ def problems_of(configuration: Configuration) -> list[str]:
         except BadConfiguration as error:
             problems.append(error.detail)
     return problems
-
-
-def _audit_verify(options: argparse.Namespace) -> int:
-    from service.journal.verify import verify
-
-    configuration = load(options.config)
-    count, problem = verify(configuration.journal_url())
-    if problem is not None:
-        say(f"not intact: {problem}")
-        return WRONG
-    say(f"intact: {count} events")
-    return GOOD
 
 
 def _journal_upgrade(options: argparse.Namespace) -> int:

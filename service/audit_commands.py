@@ -1,0 +1,100 @@
+"""The commands about the record. Exit status: 0 good, 1 found wrong, 2 could not run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.arguments import say, with_config
+from service.errors import BadConfiguration
+from service.settings import Configuration, load
+
+if TYPE_CHECKING:
+    from service.chain_check import Report
+
+GOOD, WRONG = 0, 1
+_MAX_UNCOVERED = 2000
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the parser's subcommands."""
+    audit = commands.add_parser("audit", help="check the record").add_subparsers(required=True)
+    verify = audit.add_parser("verify", help="find what was edited, deleted, swapped or cut off in the record")
+    with_config(verify)
+    verify.add_argument("--file", type=Path, help="check this copy (JSON Lines, .gz too) instead of the journal")
+    verify.add_argument("--any-order", action="store_true", help="the events of --file may stand in any order")
+    verify.add_argument("--against", type=Path, metavar="FILE", help="compare the journal with this copy of a sink")
+    verify.add_argument(
+        "--public-key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="trust checkpoints of this key (PEM); may be repeated (default: audit.checkpoints.key)",
+    )
+    verify.add_argument(
+        "--max-uncovered",
+        type=int,
+        default=_MAX_UNCOVERED,
+        metavar="EVENTS",
+        help=f"with keys: so many events may follow the last checkpoint (default: {_MAX_UNCOVERED})",
+    )
+    verify.add_argument("--format", choices=("text", "json"), default="text")
+    verify.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from service.copies import hashes_of, verify_copy
+    from service.journal.verify import examine, verifier
+
+    if options.file is not None and options.against is not None:
+        message = "--against compares the journal with a copy: leave --file out"
+        raise BadConfiguration(message)
+    keys = _keys(options)
+    if options.file is not None:
+        report = verify_copy(options.file, verifier(keys), any_order=options.any_order)
+    else:
+        copy = hashes_of(options.against) if options.against is not None else None
+        report = examine(load(options.config).journal_url(), keys, copy)
+    report.judge_uncovered(options.max_uncovered, trusted=bool(keys))
+    if options.format == "json":
+        say(json.dumps(report.document()))
+    else:
+        _print(report)
+    return WRONG if report.problems else GOOD
+
+
+def _keys(options: argparse.Namespace) -> list[bytes]:
+    from service.ed25519 import read_public
+    from service.parts import checkpoint_key_of
+
+    if options.public_key or options.file is not None:
+        return [read_public(path).public_bytes_raw() for path in options.public_key]
+    configuration: Configuration = load(options.config)
+    if configuration.settings.audit.checkpoints is None:
+        return []
+    return [checkpoint_key_of(configuration).public_key().public_bytes_raw()]
+
+
+def _print(report: Report) -> None:
+    found = report.found
+    for problem in report.problems:
+        say(f"not intact: {problem}")
+    if not report.problems:
+        say(f"intact: {found.events} events")
+    if found.first > 1:
+        say(f"they begin with event {found.first}: those before are not looked at")
+    if found.archived:
+        names = ", ".join(sorted(set(found.archives)))
+        say(f"{found.archived} events are in archives, which are not looked at: {names}")
+    if report.duplicates:
+        say(f"{report.duplicates} events are there again, the same")
+    if report.compared:
+        say(f"{report.compared} events are as in the copy")
+    if found.checkpoint is not None:
+        point = found.checkpoint
+        checked = "signature verified" if point.verified else "signature not verified: no --public-key"
+        say(f"last checkpoint: event {point.event} of {point.time}, key {point.kid}, {checked}")
+        say(f"{report.after} events after it")
