@@ -58,7 +58,7 @@ class EvidenceDesk:
             by=caller.principal.subject,
             groups=tuple(sorted(caller.principal.groups)),
             facts=claim.facts,
-            source=claim.source,
+            source=self._desk.gateway.trail.masks.document(claim.source),
             at=self._desk.now(),
             persons=tuple(sorted(caller.principal.persons)),
             expires=claim.expires,
