@@ -7,7 +7,7 @@ import hmac
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\\\s]*@")
@@ -64,6 +64,8 @@ class Masks:
 
     def document(self, document: Any, *beside: Any) -> Any:
         """Give *document* as it is recorded; its sentences hold no value of a sensitive tag, in it or *beside* it."""
+        if self._sensitive is None:
+            return _plain(document)
         secrets: dict[str, str] = {}
         for item in (document, *beside):
             secrets.update(self._secrets(item))
@@ -97,8 +99,6 @@ class Masks:
     def _masked(self, value: Any, secrets: _Secrets, *, quotes: bool = False) -> Any:
         if isinstance(value, str):
             return _text(value, secrets if quotes else {})
-        if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
         if isinstance(value, Mapping):
             pair = self._pair(value)
             return {
@@ -107,9 +107,7 @@ class Masks:
             }
         if isinstance(value, list | tuple):
             return [self._masked(item, secrets, quotes=quotes) for item in value]
-        if isinstance(value, set | frozenset):
-            return sorted(self._masked(item, secrets, quotes=quotes) for item in value)
-        return value
+        return _otherwise(value, lambda item: self._masked(item, secrets, quotes=quotes))
 
     def _pair(self, value: Mapping[Any, Any]) -> str | None:
         """Give the mask of ``{key, value}``, if that is a sensitive tag."""
@@ -137,6 +135,33 @@ class Masks:
 
 NO_MASKS = Masks()
 """Only the userinfo of URLs is hidden."""
+
+
+def _plain(value: Any) -> Any:
+    """Give *value* without userinfo of URLs, where no tag is sensitive: each event goes through it."""
+    kind = type(value)
+    if kind is str:
+        return _without_userinfo(value)
+    if value is None or kind is bool or kind is int:
+        return value
+    if kind is dict:
+        return {_name(name): _plain(item) for name, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(item) for item in value]
+    return _otherwise(value, _plain)
+
+
+def _otherwise(value: Any, mask: Callable[[Any], Any]) -> Any:
+    """Give what is seldom in a document: numbers that JSON has not, and other kinds of mappings, lists and sets."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return _without_userinfo(value)
+    if isinstance(value, Mapping):
+        return {_name(name): mask(item) for name, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(mask(item) for item in value)
+    return [mask(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _name(name: Any) -> Any:
