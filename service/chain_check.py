@@ -130,8 +130,12 @@ class Chain:
         self._verify = verify
         self._holes = {hole.first: hole for hole in holes}
 
-    def take(self, sequence: int | None, body: bytes, columns: Sequence[Any] | None = None) -> None:
+    def take(
+        self, sequence: int | None, body: bytes, digest: str | None = None, columns: Sequence[Any] | None = None
+    ) -> None:
         """Check the next event; *sequence* is where it stands, if that is said beside it, as *columns* are.
+
+        *digest* is the hash of *body*, where it was computed before.
 
         Raises:
             Broken: it does not follow. The chain is good up to the event before.
@@ -158,7 +162,7 @@ class Chain:
             _check_columns(number, said, columns)
         if data.phase == "checkpoint":
             self._check(number, said)
-        self._go_on(number, number, data.previous, digest_of(body))
+        self._go_on(number, number, data.previous, digest or digest_of(body))
         self.found.events += 1
 
     def end(self, last: int) -> Found:

@@ -137,7 +137,7 @@ def _check(url: str, chain: Chain, first: int, last: int) -> str | None:
                     if digest_of(body) != digest:
                         chain.end(sequence - 1)
                         return f"event {sequence} was edited"
-                    chain.take(sequence, body, columns)
+                    chain.take(sequence, body, digest, columns)
                 after = rows[-1][0]
             chain.end(last)
     except Broken as error:
