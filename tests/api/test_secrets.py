@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
 import sqlite3
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
@@ -42,8 +44,13 @@ class Quoting(MemoryTransport):
 
     refuse = lose = ""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: Counter[str] = Counter()
+
     async def send(self, request, *, writes, trace=""):
         name = request.rpc.rpartition(".")[2]
+        self.sent[name] += 1
         if name == self.refuse:
             text = f"Invalid: {json.dumps(dict(request.message), default=str)}"
             raise RegistryRefused(text, status=400, error_code="INVALID_PARAMETER_VALUE")
@@ -204,13 +211,20 @@ async def test_an_unsettled_change_of_a_secret_is_proved_and_joined(tmp_path, mo
     registries = {"main": {"kind": "mlflow", "url": "http://127.0.0.1:1", "sources": ["https://"]}}
     async with serving(tmp_path, registries=registries) as it:
         client = Client(it.application.asgi)
+        it.application.reconciler._task.cancel()
         await client.rpc("POST", "registered-models/create", name="iris")
         it.memory.lose = rpc
         lost = await client.rpc("POST", path, name="iris", **message)
         assert lost.status == 424
+        repeats = [asyncio.create_task(client.rpc("POST", path, name="iris", **message)) for _ in range(3)]
+        assert (await client.be("user:viewer").rpc("POST", path, name="iris", **message)).status == 403
         assert await it.application.reconciler.sweep() == 0
-        last = (await it.events())[-1]["data"]
-        assert (last["phase"], last["outcome"]) == ("reconciled", "succeeded"), last["detail"]
+        operation = lost.headers["registry-gateway-operation"]
+        for answer in await asyncio.gather(*repeats):
+            assert (answer.status, answer.headers["registry-gateway-operation"]) == (200, operation)
+        assert it.memory.sent[rpc] == 1
+        (last,) = [event["data"] for event in await it.events() if event["data"]["phase"] == "reconciled"]
+        assert last["outcome"] == "succeeded", last["detail"]
     assert "v-s3cret" not in kept_in(tmp_path)
 
 
