@@ -120,6 +120,9 @@ async def send_tags(it, client, canary, version):
     it.memory.refuse = "setRegisteredModelTag"
     message = {"name": "iris", "key": "a_token", "value": canary('refused "quoted" one')}
     assert (await client.rpc("POST", "registered-models/set-tag", **message)).status == 400
+    it.memory.refuse = "createRegisteredModel"  # whose change holds no tags, and whose refusal quotes them
+    message = {"name": "never", "tags": tags("refused create")}
+    assert (await client.rpc("POST", "registered-models/create", **message)).status == 400
     it.memory.refuse = ""
     for path, message in (
         ("registered-models/create", {"name": "again", "tags": tags("model create")}),
