@@ -182,7 +182,9 @@ class Application:
         )
         self.drift = Drift(self.gateway, self.environments, settings.drift_seconds, self.leads)
         explainer = PolicyExplainer(self.authorizer, registries)
-        self.governance = Governance(self.gateway, self.environments, gatherer, watch, self.drift, explainer)
+        self.governance = Governance(
+            self.gateway, self.environments, gatherer, watch, self.drift, explainer, self.deliverer
+        )
         self.following = Following(self.gateway, self.owners, self.replicas, self.trail.source)
         self.reconciler = Reconciler(
             self.gateway,
@@ -194,7 +196,10 @@ class Application:
         self.health.in_force = lambda: bool(self.replicas.lease())
         self.health.circuits = {name: breaker.look for name, breaker in self.circuits.items()}
         self.health.issuers = self.issuers.states if self.issuers else dict
+        self.health.sinks = lambda: self.deliverer.states
+        self.health.look_at_sinks = self.deliverer.look
         self.metrics = Metrics(self.health)
+        self.metrics.follow_sinks(self.health.sinks, lambda: self.deliverer.attempts)
         self.metrics.follow_policy(self.health, lambda: self.authorizer.loaded_at)
         self.litestar = self._litestar()
         self.asgi = self._front()

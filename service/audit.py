@@ -325,6 +325,10 @@ class Trail:
     def _event(self, operation: Operation, phase: str, outcome: str | None) -> Event:
         return operation.event(phase, outcome, self.source, self.now(), self.masks)
 
+    def sample(self, operation: Operation) -> Event:
+        """Build the event of *operation* as it would be if it succeeded; it is not recorded."""
+        return operation.event("outcome", "succeeded", self._source, self.now())
+
     async def keep(self, effect: Effect) -> None:
         """Keep what is no event: rules or a review by digest, an answer by key.
 

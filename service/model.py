@@ -29,6 +29,7 @@ ACTIONS = frozenset(
         "audit:read",
         *(f"access:{verb}" for verb in ("read", "evaluate", "explain", "assume")),
         *(f"grant:{verb}" for verb in ("read", "change")),
+        *(f"webhook:{verb}" for verb in ("read", "test", "redeliver")),
     }
 )
 """Every action a policy row may name. The list is closed: a row that names another is refused."""

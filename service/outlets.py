@@ -104,7 +104,7 @@ def _check(outlet: Outlet, file: YamlFile, at: _At) -> str:
         if len(hook.secret_files) > _MAX_SECRETS:
             problem = "audit.sinks.webhook.secret_files: the new one and the old one, no more"
             raise file.error(problem, *at, "secret_files")
-    return f"{given[0]} {endpoint.id}"
+    return f"endpoint {endpoint.id}"
 
 
 def _check_endpoint(endpoint: EndpointOutlet, file: YamlFile, at: _At) -> None:

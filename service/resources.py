@@ -23,6 +23,7 @@ _SHAPES: dict[Shape, str] = {
     ("audit",): "audit",
     ("access",): "access",
     ("grants",): "grant",
+    ("webhooks", "{webhook}"): "webhook",
 }
 """Each shape, and the objects or actions that are asked on it."""
 

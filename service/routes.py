@@ -21,6 +21,7 @@ from service.api import exchange as exchange_routes
 from service.api import health as health_routes
 from service.api import records as record_routes
 from service.api import versions as version_routes
+from service.api import webhooks as webhook_routes
 from service.api.health import PUBLIC
 from service.api.problems import render_error
 from service.api.wrong import allowed_methods, sentence_of
@@ -54,6 +55,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             *access_routes.HANDLERS,
             *authzen_routes.HANDLERS,
             *exchange_routes.HANDLERS,
+            *webhook_routes.HANDLERS,
             *health_routes.HANDLERS,
             openapi,
         ],
@@ -146,10 +148,11 @@ def public_paths(app: Litestar) -> frozenset[str]:
 
 def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:
     """Refuse a query field that the route does not name: an answer that ignores it would mislead."""
-    known = request.route_handler.parsed_fn_signature.parameters
-    unknown = sorted(set(request.query_params) - set(known))
+    named = request.route_handler.opt.get("query", {})  # Litestar takes some words for itself
+    known = {named.get(name, name) for name in request.route_handler.parsed_fn_signature.parameters}
+    unknown = sorted(set(request.query_params) - known)
     if unknown:
-        fields = ", ".join(sorted(set(known) - _NO_QUERY - set(request.path_params))) or "none"
+        fields = ", ".join(sorted(known - _NO_QUERY - set(request.path_params))) or "none"
         message = f"The query field {unknown[0]!r} is unknown here; there are: {fields}."
         raise e.InvalidRequest(message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Counted
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ import structlog
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.backend import Backend
+from service.delivery.deliverer import State
 from service.errors import GatewayError
 from service.keeping import Journal
 
@@ -43,6 +44,9 @@ class Health:
         """Whether the keys of each issuer can be had: ``up``, ``stale``, ``down``, ``unknown``."""
         self.in_force: Callable[[], bool] = lambda: True
         """Whether other replicas wait for this process: it knows what they judge."""
+        self.sinks: Callable[[], Mapping[str, State]] = dict
+        """How each sink does, as the journal last told."""
+        self.look_at_sinks: Callable[[], Awaitable[None]] | None = None
         self.journal = "unknown"
         self.emergencies: Counted[str] = Counted()
         """Emergencies that nobody has reviewed yet, by registry, when the journal last answered."""
@@ -74,6 +78,8 @@ class Health:
             await self._journal.ping()
             debts = [debt for _, debt in await self._journal.debts()]
             self.emergencies = Counted(debt.registry for debt in debts)
+            if self.look_at_sinks is not None:
+                await self.look_at_sinks()
             self.journal = "up"
         except GatewayError:
             self.journal = "down"
@@ -103,9 +109,12 @@ class Health:
 
     def document(self) -> dict[str, Any]:
         """Give the answer of ``/readyz``."""
+        troubled = (
+            self.problems or "down" in self.registries.values() or {"down", "stale"} & set(self.issuers().values())
+        )
         if self.draining or self.journal == "down" or not self.in_force():
             status = "unready"
-        elif self.problems or "down" in self.registries.values() or {"down", "stale"} & set(self.issuers().values()):
+        elif troubled or any(sink.state == "failing" for sink in self.sinks().values()):
             status = "degraded"
         else:
             status = "ready"
@@ -117,9 +126,19 @@ class Health:
             "registries": self.registries,
             "circuits": {name: look() for name, look in self.circuits.items()},
             "issuers": self.issuers(),
+            "sinks": {
+                _public(name): {"state": sink.state, "pending": sink.pending, "parked": sink.parked}
+                for name, sink in self.sinks().items()
+            },
             "problems": {name: _told(problem) for name, problem in self.problems.items()},
             "draining": self.draining,
         }
+
+
+def _public(sink: str) -> str:
+    """Name a sink for everybody: where a file is, is nobody's business."""
+    kind, _, name = sink.partition(":")
+    return f"file:{name.rpartition('/')[2]}" if kind == "file" else sink
 
 
 def _told(problem: str) -> str:
@@ -206,9 +225,43 @@ class Metrics:
             "registry_gateway_dropped_fields", "Fields the schema lacks.", registry=self.registry
         )
 
+    def follow_sinks(
+        self, sinks: Callable[[], Mapping[str, State]], attempts: Callable[[], Mapping[tuple[str, str], int]]
+    ) -> None:
+        """Show how far each sink is, and what became of attempts."""
+        self.registry.register(_Sinks(sinks, attempts))
+
     def follow_policy(self, health: Health, loaded_at: Callable[[], float]) -> None:
         """Show which policy is in force, when it was loaded, and whether the files hold a bad one."""
         self.registry.register(_Policy(health, loaded_at))
+
+
+class _Sinks(Collector):
+    """The sinks, as they are when somebody looks."""
+
+    def __init__(
+        self, sinks: Callable[[], Mapping[str, State]], attempts: Callable[[], Mapping[tuple[str, str], int]]
+    ) -> None:
+        self._sinks = sinks
+        self._attempts = attempts
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        gauges = {
+            "behind": "Events of the journal that a sink has not come to yet.",
+            "pending": "Deliveries that are tried again, or wait behind such.",
+            "parked": "Deliveries that were given up; somebody has to have them sent again.",
+        }
+        for what, sentence in gauges.items():
+            gauge = GaugeMetricFamily(f"registry_gateway_sink_{what}", sentence, labels=["sink"])
+            for name, state in self._sinks().items():
+                gauge.add_metric([_public(name)], getattr(state, what))
+            yield gauge
+        counter = CounterMetricFamily(
+            "registry_gateway_delivery_attempts", "Attempts to send an event.", labels=["sink", "result"]
+        )
+        for (name, result), count in self._attempts().items():
+            counter.add_metric([name, result], count)
+        yield counter
 
 
 class _Policy(Collector):

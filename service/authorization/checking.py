@@ -25,7 +25,7 @@ _SET = re.compile(SET + r"[A-Za-z0-9._@-]+")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._@ -]|%[0-9A-F]{2})*\*?")
 _NEEDLESS = re.compile(r"%(2[0DE]|3[0-9]|4[0-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9A])")
 """Encodings of what stands for itself: the registry's names are never asked about in this spelling."""
-_KINDS = frozenset({"models", "experiments", "locations", "audit", "access", "grants", "*"})
+_KINDS = frozenset({"models", "experiments", "locations", "audit", "access", "grants", "webhooks", "*"})
 _OBJECTS = frozenset(action.partition(":")[0] for action in ACTIONS)
 
 Problem = tuple[int, str]

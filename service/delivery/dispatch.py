@@ -116,8 +116,9 @@ class Dispatcher(Follower):
                 self._take(sequence, event)
             if self._flush_in() <= 0:
                 await self._flush()
+            self.trouble("")
         except GatewayError as error:
-            self.note(error.detail)
+            self.trouble(error.detail)
             await asyncio.sleep(LOOK_SECONDS)
             return
         if len(page) < PAGE:
@@ -212,7 +213,7 @@ class Dispatcher(Follower):
             if not any(item.place == name and item.state == "pending" for item in self._results):
                 place.blocked = False
         except GatewayError as error:
-            self.note(error.detail)
+            self.trouble(error.detail)
         finally:
             place.task = None
             if not place.blocked and self._places.get(name) is place:

@@ -33,6 +33,8 @@ class Follower:
         self.name = name
         self.problem = ""
         """Why it does not get on, if it does not."""
+        self._troubled = False
+        """The problem is the journal's."""
         self._journal = journal
         self._leads = leads
         self._now = now
@@ -80,7 +82,7 @@ class Follower:
                     if self._closing:
                         return
             except GatewayError as error:
-                self.note(error.detail)
+                self.trouble(error.detail)
             except Exception as error:  # noqa: BLE001  # whatever it was, the sink is begun again
                 self.note(f"{type(error).__name__}: {error}")
                 _log.error("a sink is begun again", sink=self.name, exc_info=error)
@@ -108,6 +110,12 @@ class Follower:
         elif self.problem and not problem:
             _log.info("a sink gets on", sink=self.name)
         self.problem = problem
+
+    def trouble(self, problem: str) -> None:
+        """Say that the journal does not answer; nothing where it answers again."""
+        if problem or self._troubled:
+            self.note(problem)
+        self._troubled = bool(problem)
 
     def _reached(self) -> int:
         """Return the last event up to which nothing is under way."""

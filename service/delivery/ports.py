@@ -44,10 +44,21 @@ class Sent:
     """What the receiver asks for."""
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What may be told of a receiver: nothing secret, and a path can be one."""
+
+    origin: str
+    events: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
+
+
 class Receiver(Protocol):
     """Somebody who is sent events."""
 
     name: str
+    about: About
 
     def wants(self, event: Event) -> bool:
         """Tell whether *event* is sent at all."""

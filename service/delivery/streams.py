@@ -26,6 +26,7 @@ class StreamFollower(Follower):
         while self._leads():
             rings = self._journal.rings
             page = await self._journal.events({}, self._position, PAGE)
+            self.trouble("")
             if page:
                 await self._write([event for _, event in page])
                 self._position = page[-1][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.delivery.deliverer import Deliverer
 from service.drift import Drift
 from service.gateway import Gateway
 from service.gather import Gatherer
@@ -18,6 +19,7 @@ from service.governance.reviews import ReviewDesk
 from service.governance.standing import LiveDesk
 from service.governance.trails import TrailDesk
 from service.governance.versions import VersionDesk
+from service.governance.webhooks import WebhookDesk
 from service.promotion.environments import Environments
 from service.watching import Watch
 
@@ -33,8 +35,9 @@ class Governance:
         watch: Watch,
         drift: Drift,
         explainer: Explainer,
+        deliverer: Deliverer,
     ) -> None:
-        """Decide and record through *gateway*; *explainer* knows the policy's rows."""
+        """Decide and record through *gateway*; *explainer* knows the policy's rows, *deliverer* sends events."""
         desk = Desk(gateway, environments, gatherer)
         self.versions = VersionDesk(desk)
         self.evidence = EvidenceDesk(desk)
@@ -47,4 +50,5 @@ class Governance:
         self.adoption = AdoptionDesk(desk)
         self.trail = TrailDesk(desk)
         self.access = AccessDesk(desk, explainer)
+        self.webhooks = WebhookDesk(desk, deliverer)
         self.evaluations = EvaluationDesk(desk, self.access)

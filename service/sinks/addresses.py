@@ -38,7 +38,8 @@ def is_public(address: _Address) -> bool:
 
 def is_private(address: _Address) -> bool:
     """Tell whether *address* is of the own host or network; the addresses of cloud metadata are not among them."""
-    return any(address in network for network in _PRIVATE)
+    scoped = isinstance(address, ipaddress.IPv6Address) and address.scope_id
+    return not scoped and any(address in network for network in _PRIVATE)
 
 
 def check_address(address: str, *, private: bool, encrypted: bool) -> None:

@@ -20,6 +20,7 @@ class CloudEvents:
         self.id = identifier
         self.name = f"cloudevents:{identifier}"
         self.chosen = chosen
+        self.about = chosen.described(poster.origin)
         self.poster = poster
         self._token = token
 

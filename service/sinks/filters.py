@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from service.delivery.ports import About
 from service.event import Event
 
 _OURS = "registry-gateway."
@@ -19,6 +20,10 @@ class Filter:
     models: tuple[str, ...] = ()
     """Names of models; a trailing ``*`` stands for any ending."""
     environments: tuple[str, ...] = ()
+
+    def described(self, origin: str) -> About:
+        """Say what is sent to *origin*."""
+        return About(origin, self.events, self.models, self.environments)
 
     def about(self, event: Event) -> bool:
         """Tell whether model and environment are among those that are sent."""

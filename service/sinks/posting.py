@@ -43,6 +43,8 @@ class Poster:
         self.endpoint = endpoint
         url = urlsplit(endpoint.url)
         self._host = url.hostname or ""
+        self.origin = f"{url.scheme}://{url.netloc}"
+        """What may be told of the URL: its path can be a secret."""
         self._encrypted = url.scheme == "https"
         self._resolver = CheckedResolver(lookup or SystemLookup(), private=endpoint.private, encrypted=self._encrypted)
         self._session: aiohttp.ClientSession | None = None
@@ -55,7 +57,7 @@ class Poster:
         except TimeoutError:
             return Sent(problem=f"no answer within {self.endpoint.timeout_seconds:g} seconds")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Sent(problem=_problem(error))
+            return Sent(problem=_problem(error, self.endpoint.url))
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Sent:
         self._check_literal()
@@ -120,12 +122,19 @@ def _retry_after(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0.0
 
 
-def _problem(error: BaseException) -> str:
-    """Say in one line what went wrong; a forbidden address is told as such, not as a failed connection."""
+def _problem(error: BaseException, url: str) -> str:
+    """Say in one line what went wrong; what stands in the URL can be a secret and is not said.
+
+    A forbidden address is told as such, not as a failed connection.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ForbiddenAddress):
             return str(cause)
         cause = getattr(cause, "os_error", None) or cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
+    if isinstance(error, aiohttp.InvalidURL):
+        return "the host of the URL is none that can be connected to"
+    text = " ".join((error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)).split())
+    if urlsplit(url).path.strip("/") and urlsplit(url).path in text:
+        text = ""
     return f"{type(error).__name__}: {text}"[:_MAX_PROBLEM] if text else type(error).__name__

@@ -31,6 +31,7 @@ class Webhook:
         self.id = identifier
         self.name = PREFIX + identifier
         self.chosen = chosen
+        self.about = chosen.described(poster.origin)
         self.poster = poster
         self._secrets = tuple(secrets)
         self._aliases_of = aliases_of

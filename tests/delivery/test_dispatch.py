@@ -270,7 +270,8 @@ async def test_only_who_leads_delivers_and_who_takes_over_goes_on(journal):
 
 async def test_a_journal_that_is_down_is_waited_for(journal, monkeypatch):
     receiver, lines = Recorder(), Lines()
-    async with delivering(journal, receiver, streams=[lines]):
+    async with delivering(journal, receiver, streams=[lines]) as deliverer:
+        both = (*deliverer._streams, *deliverer._dispatchers)
         await journal.append([event_about("iris")])
         await until(lambda: len(receiver.took) == len(lines.lines) == 1)
         with monkeypatch.context() as patch:
@@ -279,9 +280,10 @@ async def test_a_journal_that_is_down_is_waited_for(journal, monkeypatch):
                 raise JournalUnavailable("The journal cannot be read.")
 
             patch.setattr(SqlJournal, "events", down)
+            await until(lambda: all(one.problem == "The journal cannot be read." for one in both))
             await journal.append([event_about("iris")])
-            await asyncio.sleep(0.3)
-            assert len(receiver.took) == 1
+            assert len(receiver.took) == len(lines.lines) == 1
+        await until(lambda: not any(one.problem for one in both))
         await until(lambda: set(receiver.of("iris")) == {1, 2} and len(lines.lines) >= 2)
 
 

@@ -9,7 +9,7 @@ import re
 import msgspec
 import pytest
 
-from service import errors, settings
+from service import errors, outlets, settings
 from service.api import problems
 from service.dialects import mlflow
 from service.dialects.mlflow import SERVICES, MlflowDialect
@@ -109,6 +109,11 @@ def _keys(struct: type, at: str = "") -> list[str]:
             keys += _keys(settings.Registry, "registries.*.")
         elif field.name == "issuers":
             keys += [name, *_keys(settings.Issuer, f"{name}.*.")]
+        elif field.name == "sinks":
+            keys.append(name)
+            for kind in msgspec.structs.fields(outlets.Outlet):
+                shape = next(one for one in kind.type.__args__ if one is not type(None))
+                keys += _keys(shape, f"{name}.*.{kind.name}.")
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             keys += _keys(field.type, name + ".")
         else:
