@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from service.delivery.ports import SinkFailed
-from service.event import Event, canonical_json
+from service.event import MAX_EVENT_BYTES, Event, canonical_json
 from service.sinks.threads import Beside
 
 
@@ -54,9 +55,10 @@ class FileSink:
             os.close(self._file)
             self._file = None
         if self._file is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             file = os.open(self._path, flags, 0o600)
             os.fchmod(file, 0o600)
+            _cut_half_line(file)
             self._file = file
         return self._file
 
@@ -78,3 +80,14 @@ class FileSink:
                 self._file = None
 
         await self._beside.run(close)
+
+
+def _cut_half_line(file: int) -> None:
+    """Cut what a kill left in the middle of a line; that event comes again, whole."""
+    size = os.fstat(file).st_size
+    begin = max(0, size - 2 * MAX_EVENT_BYTES)
+    tail = os.pread(file, size - begin, begin)
+    if tail and b"\n" not in tail and begin:
+        raise OSError(errno.EINVAL, "it holds no lines of events")
+    if tail and not tail.endswith(b"\n"):
+        os.ftruncate(file, begin + tail.rfind(b"\n") + 1)

@@ -32,6 +32,7 @@ from service.change import (
     VersionDelete,
 )
 from service.delivery.ports import SinkFailed
+from service.event import canonical_json
 from service.sinks.addresses import ForbiddenAddress, check_address, is_private, is_public
 from service.sinks.file import FileSink
 from service.sinks.filters import Filter
@@ -259,6 +260,25 @@ async def test_a_full_disk_leaves_no_half_line_and_is_tried_again(tmp_path, monk
     await sink.write([event_about("b")])
     assert [json.loads(line)["data"]["model"] for line in path.read_text().splitlines()] == ["a", "b"]
     await sink.close()
+
+
+async def test_half_a_line_that_a_kill_left_is_cut(tmp_path):
+    path = tmp_path / "events.jsonl"
+    for before in (b"", canonical_json(event_about("a")) + b"\n"):
+        path.write_bytes(before + canonical_json(event_about("b"))[:300])
+        sink = FileSink(path)
+        await sink.write([event_about("c")])
+        await sink.close()
+        models = [json.loads(line)["data"]["model"] for line in path.read_text().splitlines()]
+        assert models == (["a", "c"] if before else ["c"])
+
+
+async def test_a_file_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(b"x" * 100_000)
+    with pytest.raises(SinkFailed, match="no lines of events"):
+        await FileSink(path).write([event_about("a")])
+    assert path.stat().st_size == 100_000
 
 
 async def test_a_link_is_not_followed(tmp_path):
