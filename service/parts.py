@@ -271,7 +271,11 @@ def sinks_of(
         if isinstance(outlet, str):
             streams.append(StdoutSink())
         elif outlet.file is not None:
-            streams.append(FileSink(configuration.path(outlet.file.path)))
+            path = configuration.path(outlet.file.path)
+            if not path.parent.is_dir():
+                message = f"{where}.file.path: {path.parent} is no directory"
+                raise e.BadConfiguration(message)
+            streams.append(FileSink(path))
         elif outlet.webhook is not None:
             hook = outlet.webhook
             setting = f"{where}.webhook.secret_file"

@@ -35,7 +35,13 @@ class WebhookBody(Struct):
     models: Annotated[list[str], Meta(examples=[["fraud-*"]])]
     environments: Annotated[list[str], Meta(examples=[["production"]])]
     state: Annotated[str, Meta(examples=["up"], description="`up`, `failing` or `unknown`.")]
-    behind: Annotated[int, Meta(examples=[0], description="Events of the journal that it has not come to.")]
+    behind: Annotated[
+        int,
+        Meta(
+            examples=[0],
+            description="Events of the journal that it has not come to, as it was written within a second.",
+        ),
+    ]
     pending: Annotated[int, Meta(examples=[2], description="Deliveries that are tried again, or wait behind such.")]
     parked: Annotated[int, Meta(examples=[0], description="Deliveries that were given up.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class Deliverer:
     async def close(self) -> None:
         """Deliver what can be delivered soon, and stop."""
         await asyncio.gather(*(one.close(GRACE_SECONDS) for one in (*self._streams, *self._dispatchers)))
-        await asyncio.gather(*(one.stream.close() for one in self._streams), return_exceptions=True)
+        await asyncio.gather(*(_closed(one.stream) for one in self._streams))
 
     async def look(self) -> None:
         """Learn from the journal how the sinks do."""
@@ -80,3 +81,10 @@ class Deliverer:
                 failing = bool(backlog.pending or one.problem)
                 state = "failing" if failing else "up"
                 self.states[one.name] = State(state, backlog.behind, backlog.pending, backlog.parked)
+
+
+async def _closed(stream: Stream) -> None:
+    """Close *stream*; one that hangs is left to the end of the process."""
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            await stream.close()

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from service.delivery.ports import Sent
-from service.sinks.addresses import CheckedResolver, ForbiddenAddress, Lookup, SystemLookup, check_address
+from service.sinks.addresses import ForbiddenAddress, check_address
+from service.sinks.resolving import CheckedResolver, Lookup, SystemLookup
 
 _KEEPALIVE_SECONDS = 1.5  # most servers close idle connections after 5: a message must not meet a closing one
 _MAX_ANSWER_BYTES = 16 << 10

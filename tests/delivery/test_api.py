@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from service.errors import BadConfiguration
 from service.settings import load
@@ -184,6 +185,9 @@ BAD = [
             ({"url": "ftp://h"}, r"webhook.url: https://host\[:port\]/path"),
             ({"url": "http://h.example/"}, "webhook.url: https is needed; http only to the own network"),
             ({"url": "https://u:p@h.example/"}, "webhook.url: no credentials"),
+            ({"url": "https://10.0.0.1/"}, "webhook.url: 10.0.0.1 is not a public address; private: true allows"),
+            ({"url": "http://8.8.8.8/", "private": True}, "8.8.8.8 is a public address, which needs https"),
+            ({"url": "http://169.254.169.254/", "private": True}, "169.254.169.254 is no address that events are"),
             ({"secret_file": None}, "secret_file or secret_files is needed"),
             ({"secret_files": ["a", "b"]}, "secret_file or secret_files is needed, not both"),
             ({"secret_file": None, "secret_files": ["a", "b", "c"]}, "the new one and the old one, no more"),
@@ -221,8 +225,25 @@ def test_a_secret_that_cannot_be_used_is_found_by_check(tmp_path, secret):
     assert "audit.sinks.0.webhook.secret_file" in done.stdout + done.stderr
 
 
+def test_a_file_in_no_directory_is_found_by_check(tmp_path):
+    path = write_configuration(tmp_path, audit={"sinks": [{"file": {"path": "nowhere/events.jsonl"}}]})
+    command = [sys.executable, "-m", "service", "check", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "audit.sinks.0.file.path" in done.stdout + done.stderr
+
+
 def part(kind: str, number: int = 0) -> str:
     return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(), re.DOTALL)[number]
+
+
+@pytest.mark.parametrize("document", ["audit.md", "webhooks.md"])
+def test_the_sinks_that_the_guides_show_can_be(tmp_path, document):
+    blocks = re.findall(r"```yaml\n(audit:\n.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        settings = load(write_configuration(tmp_path, **yaml.safe_load(block)), environ={}).settings
+        assert len(settings.audit.sinks) > 1
 
 
 async def test_the_guide_works(running, tmp_path):

@@ -320,6 +320,49 @@ async def test_with_very_many_pending_new_events_stay_in_the_journal(journal, mo
         await until(lambda: receiver.of("iris") == [1, 2, 3, 4, 5] and receiver.of("wine") == [6])
 
 
+async def test_a_stop_waits_for_no_sink_that_hangs(journal):
+    class Hanging(Lines):
+        async def write(self, events):
+            await asyncio.Event().wait()
+
+        async def close(self):
+            await asyncio.Event().wait()
+
+    receiver = Recorder()
+    receiver.hold["iris"] = asyncio.Event()
+    deliverer = Deliverer([Hanging()], [receiver], journal, patience=SOON)
+    await deliverer.start()
+    await journal.append([event_about("iris")])
+    await until(lambda: receiver.tried)
+    async with asyncio.timeout(8):
+        await deliverer.close()
+    assert (await journal.backlog("stdout")).sequence == (await journal.backlog("webhook:a")).sequence == 0
+
+
+async def test_replicas_on_postgresql_deliver_what_another_one_recorded(postgres):
+    url = await postgres.database()
+    await asyncio.to_thread(new_journal, url)
+    one, two = SqlJournal(url), SqlJournal(url)
+    await one.start()
+    await two.start()
+    leader, other, lines = Recorder(), Recorder(), Lines()
+    flaky = random.Random(5)
+    leader.answer = lambda _: Sent(204) if flaky.random() < 0.7 else Sent(500, "it answered 500")
+    async with (
+        delivering(one, leader, streams=[lines]),
+        delivering(two, other, streams=[Lines()], leads=lambda: False),
+    ):
+        for number in range(40):
+            await (one, two)[number % 2].append([event_about(f"m{number % 3}")])
+        await until(lambda: len(leader.took) == len(lines.lines) == 40, 30)
+    for number in range(3):
+        assert leader.of(f"m{number}") == [n for n in range(1, 41) if (n - 1) % 3 == number]
+    assert other.tried == []
+    assert await states(two) == {"delivered": 40}
+    await one.close()
+    await two.close()
+
+
 def test_it_waits_twice_as_long_each_time_and_never_all_at_once():
     patience = Patience()
     pauses = [[patience.pause(attempts) for _ in range(50)] for attempts in range(1, 15)]
