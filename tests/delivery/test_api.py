@@ -160,6 +160,31 @@ async def test_who_may_not_is_refused_and_who_may_finds_only_what_there_is(runni
         assert tried == []
 
 
+async def test_a_test_with_an_idempotency_key_is_sent_once(running, tmp_path):
+    async with receiving() as receiver, running(audit=sinks(tmp_path, receiver, models=["none"])) as it:
+        client = Client(it.application.asgi)
+        pair = [("idempotency-key", "k1")]
+        first, second = [await client("POST", "/v1/webhooks/hook-0/test", headers=pair) for _ in range(2)]
+        assert (first.status, first.json) == (second.status, second.json) == (200, second.json)
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(("rows", "status"), [(["main"], 403), (["main", "lake"], 200)])
+async def test_a_right_on_an_endpoint_is_needed_on_every_registry(running, tmp_path, rows, status):
+    policy = tmp_path / "rows.csv"
+    policy.write_text("".join(f"p, user:admin, {name}, webhooks/*, webhook:*, allow\n" for name in rows))
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(policy)}
+    registries = {name: {"kind": "mlflow", "url": "http://127.0.0.1:1"} for name in ("main", "lake")}
+    more = {"access": access, "registries": registries, "default_registry": "main"}
+    async with receiving() as receiver, running(audit=sinks(tmp_path, receiver), **more) as it:
+        client = Client(it.application.asgi)
+        assert (await client("GET", "/v1/webhooks/hook-0")).status == status
+        assert (await client("POST", "/v1/webhooks/hook-0/test")).status == status
+        assert len((await client("GET", "/v1/webhooks")).json["webhooks"]) == (status == 200)
+        (event, *_) = await it.events(action="webhook:test")
+        assert event["data"]["registry"] == ("" if status == 200 else "lake")
+
+
 async def test_a_hanging_receiver_delays_neither_a_stop_nor_another_receiver(running, tmp_path):
     async with receiving(hangs=lambda _: True) as hanging, receiving() as good:
         async with running(audit=sinks(tmp_path, hanging, good)) as it:
