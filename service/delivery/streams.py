@@ -28,7 +28,8 @@ class StreamFollower(Follower):
             page = await self._journal.events({}, self._position, PAGE)
             self.trouble("")
             if page:
-                await self._write([event for _, event in page])
+                if not await self._write([event for _, event in page]):
+                    return
                 self._position = page[-1][0]
             elif self._closing:
                 return
@@ -37,9 +38,10 @@ class StreamFollower(Follower):
             if not page:
                 await self._journal.more(rings, min(self._flush_in(), LOOK_SECONDS))
 
-    async def _write(self, events: list[Event]) -> None:
+    async def _write(self, events: list[Event]) -> bool:
+        """Write until it is taken; False when that is another replica's business now."""
         attempts = 0
-        while True:
+        while self._leads():
             try:
                 await self.stream.write(events)
             except SinkFailed as error:
@@ -48,4 +50,5 @@ class StreamFollower(Follower):
                 await asyncio.sleep(_PATIENCE.pause(attempts))
             else:
                 self.note("")
-                return
+                return True
+        return False

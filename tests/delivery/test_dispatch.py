@@ -268,6 +268,19 @@ async def test_only_who_leads_delivers_and_who_takes_over_goes_on(journal):
     assert one.of("iris") == [1]
 
 
+async def test_who_leads_no_more_does_not_write_what_failed_before(journal):
+    leading, lines = True, Lines()
+    lines.fails = 10**9
+    async with delivering(journal, streams=[lines], leads=lambda: leading) as deliverer:
+        await journal.append([event_about("iris")])
+        await until(lambda: deliverer._streams[0].problem == "the disk is full")
+        leading, lines.fails = False, 0
+        await asyncio.sleep(1.0)  # more than a pause between two attempts
+        assert lines.lines == []
+        leading = True
+        await until(lambda: len(lines.lines) == 1)
+
+
 async def test_a_journal_that_is_down_is_waited_for(journal, monkeypatch):
     receiver, lines = Recorder(), Lines()
     async with delivering(journal, receiver, streams=[lines]) as deliverer:
