@@ -327,7 +327,7 @@ class Trail:
 
     def sample(self, operation: Operation) -> Event:
         """Build the event of *operation* as it would be if it succeeded; it is not recorded."""
-        return operation.event("outcome", "succeeded", self._source, self.now())
+        return operation.event("outcome", "succeeded", self.source, self.now())
 
     async def keep(self, effect: Effect) -> None:
         """Keep what is no event: rules or a review by digest, an answer by key.
