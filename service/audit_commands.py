@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from service.arguments import say, with_config
 from service.errors import BadConfiguration
+from service.exports import FORMS, Form
 from service.settings import Configuration, load
 
 if TYPE_CHECKING:
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
 
 GOOD, WRONG = 0, 1
 _MAX_UNCOVERED = 2000
+_FILTERS = ("registry", "model", "version", "environment", "actor", "action", "outcome", "phase", "operation")
+_PAGE = 1000
 
 
 def add_commands(commands: Any) -> None:
@@ -43,6 +52,7 @@ def add_commands(commands: Any) -> None:
     )
     verify.add_argument("--format", choices=("text", "json"), default="text")
     verify.set_defaults(run=_verify)
+    _add_export(audit)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -98,3 +108,76 @@ def _print(report: Report) -> None:
         checked = "signature verified" if point.verified else "signature not verified: no --public-key"
         say(f"last checkpoint: event {point.event} of {point.time}, key {point.kid}, {checked}")
         say(f"{report.after} events after it")
+
+
+def _add_export(audit: Any) -> None:
+    export = audit.add_parser("export", help="write events to a file, from the journal itself")
+    with_config(export)
+    export.add_argument("--format", choices=tuple(FORMS), default="jsonl")
+    export.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there (default: standard output)")
+    export.add_argument("--since", type=_time, metavar="TIME", help="ISO 8601, such as 2026-11-01 or 2026-11-01T12:00Z")
+    export.add_argument("--until", type=_time, metavar="TIME", help="the same; not included")
+    for name in _FILTERS:
+        export.add_argument(f"--{name}", help="only events of this one")
+    export.set_defaults(run=_export)
+
+
+def _time(text: str) -> float:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        message = f"{text!r} is no time; write one like 2026-11-24T12:00:00Z"
+        raise argparse.ArgumentTypeError(message) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _export(options: argparse.Namespace) -> int:
+    filters = {name: value for name in (*_FILTERS, "since", "until") if (value := getattr(options, name)) is not None}
+    url = load(options.config).journal_url()
+    lines = _lines(url, filters, FORMS[options.format])
+    if options.output is None:
+        sys.stdout.reconfigure(newline="")  # type: ignore[union-attr]  # CSV has line ends of its own
+        _write(lines, sys.stdout)
+        return GOOD
+    part = options.output.with_name(options.output.name + ".part")
+    try:
+        with os.fdopen(
+            os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline=""
+        ) as file:
+            count = _write(lines, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(options.output)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        message = f"{options.output}: the export cannot be written: {error.strerror}"
+        raise BadConfiguration(message) from None
+    say(f"{options.output}: {count} events")
+    return GOOD
+
+
+def _lines(url: str, filters: dict[str, Any], form: Form) -> Iterator[str]:
+    """Give the events page by page, each of them a look of its own."""
+    from service.journal.looking import Look
+    from service.journal.queries import read_page
+    from service.journal.schema import check_readable
+
+    check_readable(url)
+    after: int | None = 0
+    yield form.head
+    with Look(url) as journal:
+        while after is not None:
+            page = journal.run(partial(read_page, filters, after, _PAGE, False))  # noqa: FBT003  # oldest first
+            yield from (form.line(body) for _, body in page.rows)
+            after = page.cursor
+
+
+def _write(lines: Iterator[str], file: TextIO) -> int:
+    """Write *lines*; return how many events they are."""
+    file.write(next(lines))
+    count = 0
+    for line in lines:
+        file.write(line)
+        count += 1
+    return count

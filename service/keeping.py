@@ -32,6 +32,17 @@ class OpenOperation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """Events in their order, each as its sequence and its canonical JSON."""
+
+    rows: list[tuple[int, str]]
+    cursor: int | None
+    """From where the next page goes on; None: there is nothing more."""
+    incomplete: bool = False
+    """It ends where it took too long to look on, and not because it is full."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
     """A document that is kept by its digest, and since when."""
 
@@ -123,6 +134,15 @@ class Journal(Outbox, Protocol):
 
     async def heads(self, after: int) -> tuple[int, int]:
         """Return the sequence of the last event, and of the last checkpoint after the sequence *after* (0: none)."""
+
+    async def page(
+        self, filters: Mapping[str, Any], after: int | None, limit: int, *, newest_first: bool = False
+    ) -> Page:
+        """Read events beyond the sequence *after* (None: from the beginning, or the end), filtered as in `events`.
+
+        ``since`` and ``until`` (exclusive) are seconds since the epoch. However many events there are, the work for a
+        page is bounded: it may be short, or empty, and go on all the same.
+        """
 
     async def operation_events(self, operation: str) -> list[Event]:
         """List the events of one operation."""

@@ -20,6 +20,7 @@ from service.api import environments as environment_routes
 from service.api import exchange as exchange_routes
 from service.api import health as health_routes
 from service.api import records as record_routes
+from service.api import trail as trail_routes
 from service.api import versions as version_routes
 from service.api import webhooks as webhook_routes
 from service.api.health import PUBLIC
@@ -52,6 +53,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             *version_routes.HANDLERS,
             *environment_routes.HANDLERS,
             *record_routes.HANDLERS,
+            *trail_routes.HANDLERS,
             *access_routes.HANDLERS,
             *authzen_routes.HANDLERS,
             *exchange_routes.HANDLERS,

@@ -147,10 +147,11 @@ class Front:
         except ClientGone:  # or its chunks were malformed, which the server tells no otherwise
             if not reply.started:
                 await respond(reply, *render(InvalidRequest("The body ended before its end.")))
-        except Exception:  # noqa: BLE001  # the last resort: no stack or library text leaks
+        except Exception:  # the last resort: no stack or library text leaks
             _log.exception("unexpected", path=path[:200])
-            if not reply.started:
-                await respond(reply, *render(GatewayError("Something failed inside the gateway; its log says what.")))
+            if reply.started:
+                raise
+            await respond(reply, *render(GatewayError("Something failed inside the gateway; its log says what.")))
 
     async def flush(self) -> None:
         """Record the sums of refusals."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
@@ -13,16 +12,11 @@ from litestar.params import FromPath, JSONBody, PathParameter, QueryParameter
 from service.api import schemas as s
 from service.api import shapes, verdicts
 from service.api.shapes import When
-from service.errors import InvalidRequest
-from service.event import EVENT_ACTIONS, OUTCOMES, PHASES
 from service.gateway import Gateway
 from service.governance import Governance
 from service.model import Caller
 from service.scope import reaches
 
-Cursor = Annotated[str | None, QueryParameter(pattern="^[0-9]{1,18}$", description="From `next_cursor`.")]
-Text = Annotated[str | None, QueryParameter(max_length=500)]
-Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Digest = Annotated[str, PathParameter(pattern="^[0-9a-f]{64}$")]
 Closed = Annotated[bool, QueryParameter(description="Those that were reviewed, too.")]
 Awaiting = Annotated[str | None, QueryParameter(pattern="^me$", description="Those that wait for the caller.")]
@@ -196,49 +190,6 @@ async def review_emergency(
     return shapes.debt(await governance.debts.close(caller, emergency_id, data.reason))
 
 
-@get("/v1/audit/events", operation_id="listEvents", opt={"action": "audit:read"}, tags=["audit"])
-async def list_events(
-    caller: NamedDependency[Caller],
-    governance: NamedDependency[Governance],
-    model: Text = None,
-    actor: Text = None,
-    action: Text = None,
-    outcome: Text = None,
-    operation: Text = None,
-    phase: Text = None,
-    since: When = None,
-    until: When = None,
-    cursor: Cursor = None,
-    limit: Limit = 100,
-) -> s.EventsBody:
-    """List audit events, oldest first."""
-    _check_known("phase", phase, PHASES)
-    _check_known("outcome", outcome, OUTCOMES)
-    _check_known("action", action, EVENT_ACTIONS)
-    given: dict[str, Any] = {
-        "model": model,
-        "actor": actor,
-        "action": action,
-        "outcome": outcome,
-        "operation": operation,
-        "phase": phase,
-        "since": shapes.seconds(since),
-        "until": shapes.seconds(until),
-    }
-    filters = {name: value for name, value in given.items() if value is not None}
-    rows = await governance.trail.events(caller, filters, int(cursor or 0), limit + 1)
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return s.EventsBody([event for _, event in rows], str(rows[-1][0]) if more else None)
-
-
-def _check_known(field: str, value: str | None, known: Iterable[str]) -> None:
-    """Refuse a filter that nothing can ever pass: an empty page would read as "it did not happen"."""
-    if value is not None and value not in known:
-        message = f"{field}={value[:100]} is unknown; {field} is one of: {', '.join(sorted(known))}."
-        raise InvalidRequest(message)
-
-
 @get("/v1/reports/would-refuse", operation_id="reportWouldRefuse", opt={"action": "audit:read"}, tags=["audit"])
 async def would_refuse(
     caller: NamedDependency[Caller], governance: NamedDependency[Governance], since: When = None, until: When = None
@@ -262,6 +213,5 @@ HANDLERS = (
     cancel_request,
     list_emergencies,
     review_emergency,
-    list_events,
     would_refuse,
 )

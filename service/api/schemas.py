@@ -491,10 +491,14 @@ class AdoptionBody(Struct):
 
 
 class EventsBody(Struct):
-    """A page of audit events, oldest first. `next_cursor` is null on the last page."""
+    """A page of audit events. `next_cursor` is null on the last page.
+
+    `incomplete`: looking further would have taken too long, so the page is short; it goes on at `next_cursor`.
+    """
 
     events: list[dict[str, Any]]
     next_cursor: str | None
+    incomplete: bool
 
 
 class RefusalBody(Struct):

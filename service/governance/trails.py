@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 from service.errors import NotFound
 from service.event import Event
 from service.governance.desk import Desk
-from service.keeping import ANY
+from service.keeping import ANY, Page
 from service.model import Caller, Need, resource
 from service.observing import WOULD_REFUSE
 from service.promotion.gate import Environment
@@ -60,22 +61,66 @@ class TrailDesk:
             raise NotFound(message)
         if decides(caller.principal, data["registry"], "audit", "audit:read").allowed:
             return events
-        return [_public(event) for event in events]
+        return [public_event(event) for event in events]
 
-    async def events(
-        self, caller: Caller, filters: Mapping[str, Any], after: int, limit: int
-    ) -> list[tuple[int, Event]]:
-        """List audit events, oldest first; needs ``audit:read``.
+    async def page(
+        self, caller: Caller, filters: Mapping[str, Any], after: int | None, limit: int, *, newest_first: bool = False
+    ) -> tuple[Page, bool]:
+        """Read a page of events, and tell whether the caller may see them whole; needs ``audit:read``.
+
+        Without it, who may read the model that *filters* name sees `public_event` of its events.
 
         Raises:
-            Denied: no row allows it.
+            Denied: no row allows it. NotFound: no such registry. JournalUnavailable.
         """
-        names = list(self._desk.gateway.backends)
+        names = self._names(filters)
+        readable = self._where(caller, names, Need("audit:read", "audit"))
+        whole = bool(readable)
+        if not readable and "model" in filters:
+            readable = self._where(caller, names, Need("model:read", resource("models", filters["model"])))
+        if not readable:
+            await self._desk.open(caller, names[0], "listEvents", Need("audit:read", "audit"))
+        return await self._read(filters, readable, after, limit, newest_first=newest_first), whole
+
+    async def export_page(self, caller: Caller, filters: Mapping[str, Any], after: int | None, limit: int) -> Page:
+        """Read a page of whole events; needs ``audit:read``, which is asked for each page.
+
+        Raises:
+            Denied: no row allows it. NotFound: no such registry. JournalUnavailable.
+        """
+        names = self._names(filters)
+        readable = self._where(caller, names, Need("audit:read", "audit"))
+        if not readable:
+            await self._desk.open(caller, names[0], "exportEvents", Need("audit:read", "audit"))
+        return await self._read(filters, readable, after, limit)
+
+    def _names(self, filters: Mapping[str, Any]) -> list[str]:
+        """List the registries that *filters* are about."""
+        if "registry" in filters:
+            self._desk.gateway.backend(filters["registry"])
+            return [filters["registry"]]
+        return list(self._desk.gateway.backends)
+
+    def _where(self, caller: Caller, names: list[str], need: Need) -> list[str]:
+        """List the registries in which *caller* may do what *need* says."""
         decides = self._desk.gateway.access.decide
-        readable = [name for name in names if decides(caller.principal, name, "audit", "audit:read").allowed]
-        await self._desk.open(caller, (readable or names)[0], "listEvents", Need("audit:read", "audit"))
-        scope = {} if len(readable) == len(names) else {"registry": readable}
-        return await self._desk.journal.events({**filters, **scope}, after, limit)
+        assert isinstance(need.resource, str)
+        return [name for name in names if decides(caller.principal, name, need.resource, need.action).allowed]
+
+    async def _read(
+        self,
+        filters: Mapping[str, Any],
+        readable: list[str],
+        after: int | None,
+        limit: int,
+        *,
+        newest_first: bool = False,
+    ) -> Page:
+        every = len(readable) == len(self._desk.gateway.backends)
+        scope: dict[str, Any] = {} if every or "registry" in filters else {"registry": readable}
+        if len(readable) == 1 and scope:
+            scope = {"registry": readable[0]}
+        return await self._desk.journal.page({**filters, **scope}, after, limit, newest_first=newest_first)
 
     async def would_refuse(self, caller: Caller, filters: Mapping[str, Any]) -> list[Refusal]:
         """Sum what environments that do not enforce would have refused, by rule, model and principal.
@@ -86,18 +131,22 @@ class TrailDesk:
             Denied: no row allows it. JournalUnavailable.
         """
         sums: dict[tuple[str, ...], Refusal] = {}
-        after = 0
-        for _ in range(MAX_EVENTS // _PAGE):
-            page = await self.events(caller, {**filters, "phase": "outcome", "environment": ANY}, after, _PAGE)
-            for sequence, event in page:
-                after = sequence
+        after: int | None = None
+        read = 0
+        while read < MAX_EVENTS:
+            wanted = {**filters, "phase": "outcome", "environment": ANY}
+            page = await self.export_page(caller, wanted, after, _PAGE)
+            read += len(page.rows)
+            for _, body in page.rows:
+                event = json.loads(body)
                 for environment, rule in _would_refuse(event["data"]):
                     data = event["data"]
                     who = (data["registry"], environment, rule, str(data["model"]), data["actor"]["subject"])
                     known = sums.get(who, Refusal(*who, 0, event["time"], event["time"]))
                     sums[who] = replace(known, count=known.count + 1, last=event["time"])
-            if len(page) < _PAGE:
+            if page.cursor is None:
                 break
+            after = page.cursor
         return sorted(sums.values(), key=lambda item: -item.count)
 
     async def rules(self, digest: str) -> dict[str, Any]:
@@ -131,8 +180,8 @@ def _would_refuse(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rules + [(data["environment"], kind) for kind in kinds]
 
 
-def _public(event: Event) -> Event:
+def public_event(event: Event) -> Event:
     """Keep of a promotion's event what its readers need, not who may do what or from where they called."""
     kept = ("phase", "operation", "outcome", "verdict", "before", "after", "version", "environment", "reason", "notes")
-    data = {name: event["data"][name] for name in (*kept, "registry", "model")}
+    data = {name: event["data"].get(name) for name in (*kept, "registry", "model")}
     return {**event, "data": {**data, "actor": {"subject": event["data"]["actor"]["subject"]}}}

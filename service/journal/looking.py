@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Select, create_engine, text
@@ -14,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from service.errors import BadConfiguration
 from service.journal.database import FAILURES, SQLITE, asyncpg_url, shown
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 _SECONDS = 10
 
@@ -52,6 +54,14 @@ class Look:
         def work(connection: Connection) -> list[Row]:
             return [tuple(row) for row in connection.execute(statement, parameters)]
 
+        return self.run(work)
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* on one state of the journal.
+
+        Raises:
+            BadConfiguration: the journal cannot be read.
+        """
         try:
             if self._runner is None:
                 with self._engine.connect() as connection:
@@ -61,7 +71,6 @@ class Look:
             message = f"{self.name}: the journal cannot be read: {getattr(error, 'orig', None) or error}"
             raise BadConfiguration(message) from None
 
-    async def _remote(self, work: Any) -> list[Row]:
+    async def _remote(self, work: Callable[[Connection], T]) -> T:
         async with self._asynchronous.connect() as connection:
-            found: list[Row] = await connection.run_sync(work)
-            return found
+            return await connection.run_sync(work)

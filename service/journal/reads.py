@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import BigInteger, Connection, Select, and_, bindparam, func, or_, select
@@ -15,7 +16,8 @@ from service.errors import JournalUnavailable
 from service.event import Event
 from service.journal import tables as t
 from service.journal.database import FAILURES, Database
-from service.keeping import ANY, Kept, KnownOperation, OpenOperation, StoredAnswer
+from service.journal.queries import END, read_page
+from service.keeping import ANY, Kept, KnownOperation, OpenOperation, Page, StoredAnswer
 from service.model import People
 from service.owners import TELLING
 from service.records import (
@@ -29,6 +31,7 @@ from service.records import (
     VersionRecords,
 )
 
+T = TypeVar("T")
 _MAX_REQUESTS = 1000
 _log = structlog.get_logger()
 
@@ -117,12 +120,7 @@ class Reads:
         (rows,) = await self._all([query], parameters)
         return rows
 
-    async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str | int]) -> list[Sequence[Any]]:
-        """Run *queries* in one transaction: they see one state."""
-
-        def work(connection: Connection) -> list[Sequence[Any]]:
-            return [connection.execute(query, parameters).all() for query in queries]
-
+    async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
             async with asyncio.timeout(self._deadline):
                 return await self._database.read(work)
@@ -130,6 +128,21 @@ class Reads:
             _log.error("journal read failed", problem=type(error).__name__)
             message = "The journal cannot be read."
             raise JournalUnavailable(message) from None
+
+    async def _all(self, queries: Sequence[Select[Any]], parameters: Mapping[str, str | int]) -> list[Sequence[Any]]:
+        """Run *queries* in one transaction: they see one state."""
+
+        def work(connection: Connection) -> list[Sequence[Any]]:
+            return [connection.execute(query, parameters).all() for query in queries]
+
+        return await self._read(work)
+
+    async def page(
+        self, filters: Mapping[str, Any], after: int | None, limit: int, *, newest_first: bool = False
+    ) -> Page:
+        """Read one page of events (see `service.keeping.Journal`)."""
+        beyond = after if after is not None else (END if newest_first else 0)
+        return await self._read(partial(read_page, filters, beyond, limit, newest_first))
 
     async def events(self, filters: Mapping[str, Any], after: int, limit: int) -> list[tuple[int, Event]]:
         """List events after the sequence *after* that match *filters*, oldest first."""

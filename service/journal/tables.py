@@ -26,8 +26,10 @@ events = Table(
     Column("body", Text, nullable=False),
     Column("hash", String(64), nullable=False),
     Index("events_operation", "operation"),
-    Index("events_model", "registry", "model", "sequence"),
-    Index("events_actor", "actor", "sequence"),
+    *(
+        Index(f"events_{name}", name, "sequence")
+        for name in ("model", "version", "registry", "environment", "actor", "action", "outcome", "phase")
+    ),
     Index("events_time", "time"),
 )
 
@@ -274,6 +276,14 @@ holds = Table(
     Column("lifted_by", String(300), nullable=False),
 )
 """Legal holds: events of these models are not pruned."""
+
+about = Table(
+    "about",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(200), nullable=False),
+)
+"""What the journal knows of itself, by name."""
 
 BY_MODEL = (creations, periods, evidence, approvals, quarantines, requests, debts)
 """Tables that follow a model when it is renamed."""

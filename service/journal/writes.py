@@ -6,9 +6,22 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, String, Table, and_, bindparam, delete, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    Connection,
+    String,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from service import effects as f
 from service.chain import GENESIS, digest_of
@@ -17,6 +30,7 @@ from service.event import Event, canonical_json
 from service.journal import outbox
 from service.journal import tables as t
 from service.journal.prepared import Prepared
+from service.journal.queries import CLOCK_SLACK_SECONDS, note_clock
 from service.keeping import Undo
 from service.records import Approval, Evidence
 
@@ -37,7 +51,8 @@ class Job:
 
 
 # Built once: a statement is as costly to build as to run.
-_HEAD = select(t.events.c.sequence, t.events.c.hash).order_by(t.events.c.sequence.desc()).limit(1)
+_LATEST = select(func.max(t.events.c.time)).scalar_subquery()
+_HEAD = select(t.events.c.sequence, t.events.c.hash, _LATEST).order_by(t.events.c.sequence.desc()).limit(1)
 _KNOWN = select(t.events.c.sequence).where(t.events.c.id == bindparam("id"))
 _TOUCH = update(t.operations).where(t.operations.c.id == "").values(state="open")
 _UNSETTLED = (literal_column("'open'", String), literal_column("'unknown'", String))
@@ -72,24 +87,32 @@ _FIRST = select(t.events.c.sequence).order_by(t.events.c.sequence).limit(1)
 _ANY = Prepared(select(t.operations.c.id).where(or_(_IS_EQUAL, _IS_ELSEWHERE)))
 _EQUAL = select(t.operations.c.id).where(_IS_EQUAL)
 _ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(_IS_ELSEWHERE)
-Head = tuple[int, str]
-"""Sequence and hash of the last event."""
+
+
+class Head(NamedTuple):
+    """Sequence and hash of the last event, and the latest time of any."""
+
+    sequence: int = 0
+    hash: str = GENESIS
+    latest: float = 0.0
+
+
 Stored = list[Event] | GatewayError
 
 
 def head_of(connection: Connection) -> Head:
-    """Return sequence and hash of the last event."""
+    """Return what the next event is chained to."""
     row = connection.execute(_HEAD).first()
-    return (row.sequence, row.hash) if row else (0, GENESIS)
+    return Head(*row) if row else Head()
 
 
 def holds(connection: Connection, head: Head) -> bool:
     """Tell whether the event *head* is stored, or was and is pruned by now."""
-    found = connection.execute(_HASH, {"sequence": head[0]}).scalar()
+    found = connection.execute(_HASH, {"sequence": head.sequence}).scalar()
     if found is not None:
-        return bool(found == head[1])
+        return bool(found == head.hash)
     first = connection.execute(_FIRST).scalar()
-    return first is not None and first > head[0]
+    return first is not None and first > head.sequence
 
 
 def stored_of(connection: Connection, events: Sequence[Event]) -> bool:
@@ -99,7 +122,8 @@ def stored_of(connection: Connection, events: Sequence[Event]) -> bool:
 
 def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Stored], Head]:
     """Chain and store the events of *jobs* after *head*; of each its events, or why it is not stored."""
-    sequence, previous = head
+    sequence, previous, latest = head
+    back = 0.0
     stored: list[Stored] = []
     rows: list[dict[str, Any]] = []
     for job in jobs:
@@ -117,6 +141,8 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Sto
             body = canonical_json(chained)
             previous = digest_of(body)
             rows.append(_columns(chained, sequence, body.decode(), previous))
+            latest = max(latest, rows[-1]["time"])
+            back = max(back, latest - rows[-1]["time"])
             finished.append(chained)
         for effect in job.effects:
             _apply(connection, effect)
@@ -125,7 +151,9 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Sto
         _INSERT_EVENT.execute(connection, *rows)
     else:
         connection.execute(_TOUCH)  # a ping proves that the journal can be written
-    return stored, (sequence, previous)
+    if back > CLOCK_SLACK_SECONDS:
+        note_clock(connection, back)
+    return stored, Head(sequence, previous, latest)
 
 
 def _refusal(connection: Connection, effect: f.Effect) -> GatewayError | None:

@@ -75,7 +75,10 @@ async def test_a_body_is_refused_by_its_field(running, target, body, says):
         (f"{V1}/iris/environments/production?at=now", "at: not a time; write one like 2026-"),
         ("/v1/audit/events?limit=0", "limit: at least 1."),
         ("/v1/audit/events?cursor=x", "cursor: a cursor is the `next_cursor`"),
-        ("/v1/audit/events?modell=x", "'modell' is unknown here; there are: action, actor, cursor, limit, model,"),
+        (
+            "/v1/audit/events?modell=x",
+            "'modell' is unknown here; there are: action, actor, cursor, environment, limit,",
+        ),
         ("/v1/promotion-requests?awaiting=you", "awaiting: the only value is `me`"),
         ("/v1/rules/x", "digest: a digest is 64 digits"),
         (f"{V1}/iris/versions/v1", 'version: a version is a number such as "3"'),

@@ -27,26 +27,6 @@ from service.records import Approval, Quarantine
 from tests.postgres import execute
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request, tmp_path):
-    """An upgraded, empty journal of each kind of database."""
-    if request.param == "sqlite":
-        made = f"sqlite:///{tmp_path / 'journal.db'}"
-    else:
-        made = await request.getfixturevalue("postgres").database()
-    await asyncio.to_thread(schema.upgrade, made)
-    return made
-
-
-@pytest.fixture
-async def journal(url):
-    made = SqlJournal(url, deadline_seconds=1.0)
-    await made.start()
-    made.url = url
-    yield made
-    await made.close()
-
-
 @pytest.fixture
 async def file(tmp_path):
     """A journal in a file, and the file."""
