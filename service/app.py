@@ -69,6 +69,7 @@ from service.parts import (
     masks_of,
     own_tokens_of,
     replicas_of,
+    retention_of,
     revoked_of,
     secret_of,
     sinks_of,
@@ -180,6 +181,7 @@ class Application:
             join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )
+        self.retention = retention_of(configuration, self.trail.now)
         self.drift = Drift(self.gateway, self.environments, settings.drift_seconds, self.leads)
         explainer = PolicyExplainer(self.authorizer, registries)
         self.governance = Governance(
@@ -318,6 +320,7 @@ class Application:
                 part.start()
         stack.push_async_callback(self._drain)
         stack.push_async_callback(_ended, asyncio.create_task(self._watch_files()))
+        stack.push_async_callback(_ended, asyncio.create_task(self._retain()))
         stack.callback(self._say_draining)
 
     def _say_draining(self) -> None:
@@ -354,6 +357,11 @@ class Application:
             await asyncio.sleep(SUM_SECONDS)
             await self.asgi.flush()
             await self.refusals.flush()
+
+    async def _retain(self) -> None:
+        """Archive and prune once a day, where that is configured and this process does it for all."""
+        if self.retention is not None:
+            await self.retention.run_daily(self.leads)
 
     async def _watch_files(self) -> None:
         """Follow each file on its own, so that a long policy holds up no revocation; nothing ends it but a stop."""

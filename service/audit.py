@@ -13,6 +13,8 @@ import structlog
 
 from service.effects import (
     Effect,
+    Held,
+    HoldLifted,
     Opened,
     Posted,
     Quarantined,
@@ -170,6 +172,8 @@ def _undone(effect: Effect, now: float) -> Effect | None:
             return Revoked(approval.id, now)
         case Quarantined(quarantine=quarantine):
             return Released(quarantine.id, now)
+        case Held(hold=hold):
+            return HoldLifted(hold.id, now, hold.by)
         case Requested(request=request):
             return RequestEnded(request.id, "cancelled", now, request.by)
     return None

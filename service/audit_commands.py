@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ def add_commands(commands: Any) -> None:
     with_config(verify)
     verify.add_argument("--file", type=Path, help="check this copy (JSON Lines, .gz too) instead of the journal")
     verify.add_argument("--any-order", action="store_true", help="the events of --file may stand in any order")
+    verify.add_argument("--archive", type=Path, metavar="DIR", help="read the archive and the journal as one chain")
     verify.add_argument("--against", type=Path, metavar="FILE", help="compare the journal with this copy of a sink")
     verify.add_argument(
         "--public-key",
@@ -59,15 +62,15 @@ def _verify(options: argparse.Namespace) -> int:
     from service.copies import hashes_of, verify_copy
     from service.journal.verify import examine, verifier
 
-    if options.file is not None and options.against is not None:
-        message = "--against compares the journal with a copy: leave --file out"
+    if options.file is not None and (options.against is not None or options.archive is not None):
+        message = "--against and --archive go with the journal: leave --file out"
         raise BadConfiguration(message)
     keys = _keys(options)
     if options.file is not None:
         report = verify_copy(options.file, verifier(keys), any_order=options.any_order)
     else:
         copy = hashes_of(options.against) if options.against is not None else None
-        report = examine(load(options.config).journal_url(), keys, copy)
+        report = examine(load(options.config).journal_url(), keys, copy, archive=options.archive)
     report.judge_uncovered(options.max_uncovered, trusted=bool(keys))
     if options.format == "json":
         say(json.dumps(report.document()))
@@ -120,6 +123,15 @@ def _add_export(audit: Any) -> None:
     for name in _FILTERS:
         export.add_argument(f"--{name}", help="only events of this one")
     export.set_defaults(run=_export)
+    for name, text in (
+        ("archive", "write old events into the archive; the journal is not changed"),
+        ("prune", "write old events into the archive, then delete from the journal what nothing asks for"),
+    ):
+        command = audit.add_parser(name, help=text)
+        with_config(command)
+        command.add_argument("--older-than", type=_days, metavar="DAYS", help="default: audit.retention.keep_days")
+        command.add_argument("--archive", type=Path, metavar="DIR", help="default: audit.retention.archive")
+        command.set_defaults(run=partial(_retain, name))
 
 
 def _time(text: str) -> float:
@@ -129,6 +141,36 @@ def _time(text: str) -> float:
         message = f"{text!r} is no time; write one like 2026-11-24T12:00:00Z"
         raise argparse.ArgumentTypeError(message) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        message = f"{text!r} is no number of days, at least 1"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _retain(what: str, options: argparse.Namespace) -> int:
+    from service.journal.retention import Retention
+    from service.journal.schema import check
+
+    configuration = load(options.config)
+    settings = configuration.settings.audit.retention
+    days = options.older_than or (settings and settings.keep_days)
+    place = options.archive or (settings and configuration.path(settings.archive))
+    if not days or not place:
+        message = "audit.retention is not configured; give --older-than DAYS and --archive DIR"
+        raise BadConfiguration(message)
+    url = configuration.journal_url()
+    check(url)
+    lag = settings.max_lag_days if settings else None
+    retention = Retention(url, place.absolute(), keep_days=days, now=time.time, max_lag_days=lag)
+    if what == "archive":
+        say(f"{place}: {retention.archive()} events archived")
+    else:
+        done = asyncio.run(retention.run())
+        say(f"{place}: {done.archived} events archived; {done.pruned} pruned from the journal")
+    return GOOD
 
 
 def _export(options: argparse.Namespace) -> int:

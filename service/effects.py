@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from service.records import Approval, Creation, Debt, Delivery, Evidence, LivePeriod, PromotionRequest, Quarantine
+from service.records import Approval, Creation, Debt, Delivery, Evidence, Hold, LivePeriod, PromotionRequest, Quarantine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -213,6 +213,22 @@ class Paid:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """Events are under legal hold."""
+
+    hold: Hold
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HoldLifted:
+    """A legal hold ended."""
+
+    hold_id: str
+    at: float
+    by: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Answered:
     """What a POST with an Idempotency-Key was answered."""
 
@@ -280,6 +296,8 @@ Effect = (
     | RequestEnded
     | Owed
     | Paid
+    | Held
+    | HoldLifted
     | Answered
     | KeysUsed
     | Follows

@@ -316,6 +316,9 @@ class Gateway:
             message = f"The operation {known.id} of this Idempotency-Key is unsettled; it was not forwarded again."
             raise OperationPending(message)
         events = await self.trail.journal.operation_events(known.id)
+        if not events:
+            message = f"This Idempotency-Key began the operation {known.id}, which is archived; take a new one."
+            raise IdempotencyKeyReused(message)
         done = Outcome("succeeded", str(events[-1]["data"]["version"] or ""))
         answer = await read_back(backend, self.trail.journal, call.change, known.id, done)
         operation.detail = f"The outcome of operation {known.id}, which this Idempotency-Key began."

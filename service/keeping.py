@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from service.effects import Effect, Signed
 from service.event import Event
-from service.records import Creation, Debt, Delivery, LivePeriod, PromotionRequest, Quarantine, VersionRecords
+from service.records import Creation, Debt, Delivery, Hold, LivePeriod, PromotionRequest, Quarantine, VersionRecords
 
 Undo = Callable[[], tuple[Sequence[Event], Sequence[Effect]]]
 """Makes the events and effects that take back others; it is seldom asked."""
@@ -29,6 +29,18 @@ class OpenOperation:
     at: float
     source: str = ""
     """Which process carries it out."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnsettledOperation:
+    """An operation of which nobody knows whether it was done."""
+
+    operation: str
+    state: str
+    """``open``, ``unknown`` (it is read back) or ``unproven`` (it was, in vain)."""
+    registry: str
+    at: float
+    intent: Event
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,6 +213,12 @@ class Journal(Outbox, Protocol):
 
     async def last(self) -> int:
         """Return the sequence of the newest event; 0 where there is none."""
+
+    async def holds(self) -> list[Hold]:
+        """List the legal holds that are in force, oldest first."""
+
+    async def unsettled_page(self, after: str, limit: int) -> list[UnsettledOperation]:
+        """List operations without a proven outcome, by identifier, those after *after*."""
 
     async def live(self, place: tuple[str, str] | None = None) -> list[tuple[str, str, LivePeriod]]:
         """List what is live by record, everywhere or in the model at *place*: registry, model, period."""

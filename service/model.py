@@ -26,7 +26,7 @@ ACTIONS = frozenset(
         *(f"approval:{verb}" for verb in ("create", "revoke")),
         "evidence:post",
         *(f"environment:{verb}" for verb in ("promote", "rollback", "retire", "adopt", "emergency", "request")),
-        "audit:read",
+        *(f"audit:{verb}" for verb in ("read", "hold")),
         *(f"access:{verb}" for verb in ("read", "evaluate", "explain", "assume")),
         *(f"grant:{verb}" for verb in ("read", "change")),
         *(f"webhook:{verb}" for verb in ("read", "test", "redeliver")),

@@ -29,6 +29,7 @@ from service.delivery.ports import Receiver, Stream
 from service.ed25519 import read_private
 from service.journal.locks import PostgresLocks
 from service.journal.replicas import PostgresReplicas
+from service.journal.retention import Retention
 from service.masking import Masks
 from service.outlets import EndpointOutlet
 from service.promotion.environments import load_environments
@@ -302,3 +303,17 @@ def _poster_of(outlet: EndpointOutlet, setting: str, configuration: Configuratio
 
 def _filter_of(outlet: EndpointOutlet) -> Filter:
     return Filter(outlet.events, outlet.models, outlet.environments)
+
+
+def retention_of(configuration: Configuration, now: Callable[[], float]) -> Retention | None:
+    """Make what archives and prunes the journal, if that is configured."""
+    settings = configuration.settings.audit.retention
+    if settings is None:
+        return None
+    return Retention(
+        configuration.journal_url(),
+        configuration.path(settings.archive),
+        keep_days=settings.keep_days,
+        now=now,
+        max_lag_days=settings.max_lag_days,
+    )

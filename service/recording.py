@@ -17,6 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]")
 _MAX_NAME = 63
 _MAX_REFUSALS = 100_000
+_MAX_DAYS = 36_500
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +40,16 @@ class Checkpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: int = 1000
 
 
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When events leave the journal for the archive."""
+
+    keep_days: int
+    archive: str
+    """The directory of the archive."""
+    max_lag_days: int | None = None
+    """A follower that has not moved for so long holds nothing back; left out: it does."""
+
+
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where events go besides the journal, and whether reads are recorded too."""
 
@@ -56,6 +67,8 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sensitive_tags: tuple[str, ...] = ()
     """Keys of tags whose values are kept as HMAC only: exact, or with ``*`` for any characters."""
     hmac_key_file: str | None = None
+    retention: Retention | None = None
+    """Left out: events stay in the journal."""
 
     @property
     def replica_name(self) -> str:
@@ -107,6 +120,8 @@ def check_audit(audit: Audit, file: YamlFile) -> None:
     if bool(audit.sensitive_tags) != (audit.hmac_key_file is not None):
         problem = "audit.sensitive_tags and audit.hmac_key_file go together"
         raise file.error(problem, "audit", "sensitive_tags" if audit.sensitive_tags else "hmac_key_file")
+    if audit.retention is not None:
+        _check_retention(audit.retention, file)
 
 
 def _check_checkpoints(checkpoints: Checkpoints, file: YamlFile) -> None:
@@ -116,3 +131,12 @@ def _check_checkpoints(checkpoints: Checkpoints, file: YamlFile) -> None:
         raise file.error("audit.checkpoints.seconds: more than 0, at most 600", "audit", "checkpoints", "seconds")
     if not 1 <= checkpoints.events <= _MAX_EVENTS:
         raise file.error(f"audit.checkpoints.events: 1 to {_MAX_EVENTS}", "audit", "checkpoints", "events")
+
+
+def _check_retention(retention: Retention, file: YamlFile) -> None:
+    for key in ("keep_days", "max_lag_days"):
+        value = getattr(retention, key)
+        if value is not None and not 1 <= value <= _MAX_DAYS:
+            raise file.error(f"audit.retention.{key}: 1 to {_MAX_DAYS}", "audit", "retention", key)
+    if not retention.archive or "://" in retention.archive:
+        raise file.error("audit.retention.archive: the path of a directory", "audit", "retention", "archive")

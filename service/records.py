@@ -223,6 +223,18 @@ class Debt:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold: events of a model, or of a whole registry (``model`` empty), stay in the journal."""
+
+    id: str
+    registry: str
+    model: str
+    reason: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRecords:
     """All that is recorded of one version."""
 

@@ -501,6 +501,57 @@ class EventsBody(Struct):
     incomplete: bool
 
 
+class UnsettledBody(Struct):
+    """An operation of which nobody knows whether it was done.
+
+    `state` is `open`, `unknown` (it is read back) or `unproven` (it was, in vain: somebody has to look).
+    """
+
+    operation: str
+    state: Literal["open", "unknown", "unproven"]
+    registry: str
+    model: str | None
+    version: str | None
+    environment: str | None
+    action: str
+    resource: str
+    actor: str
+    at: str
+    age_seconds: float
+
+
+class UnsettledsBody(Struct):
+    """A page of unsettled operations. `next_cursor` is null on the last page."""
+
+    operations: list[UnsettledBody]
+    next_cursor: str | None
+
+
+class HoldRequest(Struct, forbid_unknown_fields=True):
+    """Hold the events of a model, or of the whole registry without one."""
+
+    registry: Annotated[str, Meta(min_length=1, max_length=100)]
+    reason: NeededReason
+    model: Annotated[str, Meta(min_length=1, max_length=500)] | None = None
+
+
+class HoldBody(Struct):
+    """A legal hold. `model` is null for a whole registry."""
+
+    id: str
+    registry: str
+    model: str | None
+    reason: str
+    by: str
+    at: str
+
+
+class HoldsBody(Struct):
+    """The legal holds in force, oldest first."""
+
+    holds: list[HoldBody]
+
+
 class RefusalBody(Struct):
     """What enforcement would have refused: a rule, or a right (`no policy allows …`)."""
 

@@ -15,9 +15,10 @@ from service.drift import Look
 from service.errors import InvalidRequest
 from service.governance.requests import Placed
 from service.governance.standing import Live
+from service.keeping import UnsettledOperation
 from service.model import PromotionResult
 from service.promotion.gate import Environment, Rule
-from service.records import Approval, Debt, Evidence, LivePeriod
+from service.records import Approval, Debt, Evidence, Hold, LivePeriod
 
 Version = Annotated[str, PathParameter(pattern="^[1-9][0-9]{0,9}$", description="A model version number.")]
 When = Annotated[datetime | None, QueryParameter(description="ISO 8601.")]
@@ -110,6 +111,29 @@ def _rules(rules: Iterable[Rule]) -> list[s.RuleBody]:
 def stamp(seconds: float) -> str:
     """Give a moment in UTC, with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def unsettled(item: UnsettledOperation, now: float) -> s.UnsettledBody:
+    """Give an operation without a proven outcome."""
+    data = item.intent["data"]
+    return s.UnsettledBody(
+        operation=item.operation,
+        state=item.state,  # type: ignore[arg-type]  # one of the three
+        registry=item.registry,
+        model=data["model"],
+        version=data["version"],
+        environment=data["environment"],
+        action=data["action"],
+        resource=data["resource"],
+        actor=data["actor"]["subject"],
+        at=stamp(item.at),
+        age_seconds=round(max(0.0, now - item.at), 3),
+    )
+
+
+def hold(item: Hold) -> s.HoldBody:
+    """Give a legal hold."""
+    return s.HoldBody(item.id, item.registry, item.model or None, item.reason, item.by, stamp(item.at))
 
 
 def iso(value: object) -> str:

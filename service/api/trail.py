@@ -1,14 +1,15 @@
-"""Routes of the audit trail: events, exports."""
+"""Routes of the audit trail: events, exports, what is unsettled, legal holds."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any, Literal
 
-from litestar import get
+from litestar import delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from service.api import schemas as s
 from service.api import shapes
@@ -29,6 +30,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Order = Annotated[Literal["asc", "desc"], QueryParameter(description="`desc` is newest first.")]
 Format = Annotated[Literal["jsonl", "csv"], QueryParameter(description="How events are written.")]
 _EXPORT_PAGE = 1000
+OPERATION = "^[0-9a-f-]{36}$"
 _TYPE = "registry-gateway."
 
 
@@ -142,6 +144,43 @@ async def _lines(
         page = await governance.trail.export_page(caller, filters, page.cursor, _EXPORT_PAGE)
 
 
+@get("/v1/audit/unsettled", operation_id="listUnsettled", opt={"action": "audit:read"}, tags=["audit"])
+async def list_unsettled(
+    caller: NamedDependency[Caller],
+    governance: NamedDependency[Governance],
+    cursor: Annotated[
+        str | None, QueryParameter(pattern=OPERATION, description="From `next_cursor`: an operation.")
+    ] = None,
+    limit: Limit = 100,
+) -> s.UnsettledsBody:
+    """List operations without a proven outcome: open ones, those that are read back, and those read back in vain."""
+    found, after = await governance.trail.unsettled(caller, cursor or "", limit)
+    now = time.time()
+    return s.UnsettledsBody([shapes.unsettled(item, now) for item in found], after)
+
+
+@post("/v1/audit/holds", operation_id="placeHold", opt={"action": "audit:hold"}, tags=["audit"])
+async def place_hold(
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance], data: JSONBody[s.HoldRequest]
+) -> s.HoldBody:
+    """Keep the events of a model, or of a registry, from being pruned, until the hold is lifted."""
+    return shapes.hold(await governance.holds.place(caller, data.registry, data.model or "", data.reason))
+
+
+@get("/v1/audit/holds", operation_id="listHolds", opt={"action": "audit:read"}, tags=["audit"])
+async def list_holds(caller: NamedDependency[Caller], governance: NamedDependency[Governance]) -> s.HoldsBody:
+    """List the legal holds in force."""
+    return s.HoldsBody([shapes.hold(item) for item in await governance.holds.list(caller)])
+
+
+@delete("/v1/audit/holds/{hold_id:str}", operation_id="liftHold", opt={"action": "audit:hold"}, tags=["audit"])
+async def lift_hold(
+    caller: NamedDependency[Caller], governance: NamedDependency[Governance], hold_id: FromPath[str]
+) -> None:
+    """Lift a legal hold; its events are pruned when they are old."""
+    await governance.holds.lift(caller, hold_id)
+
+
 def _filters(type_: str | None, **given: Any) -> dict[str, Any]:
     """Give the filters of a request.
 
@@ -176,4 +215,4 @@ def _check_known(field: str, value: str | None, known: Iterable[str]) -> None:
         raise InvalidRequest(message)
 
 
-HANDLERS = (list_events, export_events)
+HANDLERS = (list_events, export_events, list_unsettled, place_hold, list_holds, lift_hold)

@@ -13,6 +13,7 @@ from service.governance.debts import DebtDesk
 from service.governance.desk import Desk
 from service.governance.evaluations import EvaluationDesk
 from service.governance.evidence import EvidenceDesk
+from service.governance.holds import HoldDesk
 from service.governance.quarantine import QuarantineDesk
 from service.governance.requests import RequestDesk
 from service.governance.reviews import ReviewDesk
@@ -49,6 +50,7 @@ class Governance:
         self.debts = DebtDesk(desk)
         self.adoption = AdoptionDesk(desk)
         self.trail = TrailDesk(desk)
+        self.holds = HoldDesk(desk)
         self.access = AccessDesk(desk, explainer)
         self.webhooks = WebhookDesk(desk, deliverer)
         self.evaluations = EvaluationDesk(desk, self.access)

@@ -11,7 +11,7 @@ from typing import Any
 from service.errors import NotFound
 from service.event import Event
 from service.governance.desk import Desk
-from service.keeping import ANY, Page
+from service.keeping import ANY, Page, UnsettledOperation
 from service.model import Caller, Need, resource
 from service.observing import WOULD_REFUSE
 from service.promotion.gate import Environment
@@ -121,6 +121,20 @@ class TrailDesk:
         if len(readable) == 1 and scope:
             scope = {"registry": readable[0]}
         return await self._desk.journal.page({**filters, **scope}, after, limit, newest_first=newest_first)
+
+    async def unsettled(self, caller: Caller, after: str, limit: int) -> tuple[list[UnsettledOperation], str | None]:
+        """List operations without a proven outcome, of the registries whose trail the caller may read; and the cursor.
+
+        Raises:
+            Denied: no row allows it anywhere. JournalUnavailable.
+        """
+        names = list(self._desk.gateway.backends)
+        readable = self._where(caller, names, Need("audit:read", "audit"))
+        if not readable:
+            await self._desk.open(caller, names[0], "listUnsettled", Need("audit:read", "audit"))
+        found = await self._desk.journal.unsettled_page(after, limit)
+        cursor = found[-1].operation if len(found) == limit else None
+        return [item for item in found if item.registry in readable], cursor
 
     async def would_refuse(self, caller: Caller, filters: Mapping[str, Any]) -> list[Refusal]:
         """Sum what environments that do not enforce would have refused, by rule, model and principal.

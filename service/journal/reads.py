@@ -17,7 +17,7 @@ from service.event import Event
 from service.journal import tables as t
 from service.journal.database import FAILURES, Database
 from service.journal.queries import END, read_page
-from service.keeping import ANY, Kept, KnownOperation, OpenOperation, Page, StoredAnswer
+from service.keeping import ANY, Kept, KnownOperation, OpenOperation, Page, StoredAnswer, UnsettledOperation
 from service.model import People
 from service.owners import TELLING
 from service.records import (
@@ -25,6 +25,7 @@ from service.records import (
     Creation,
     Debt,
     Evidence,
+    Hold,
     LivePeriod,
     PromotionRequest,
     Quarantine,
@@ -257,6 +258,22 @@ class Reads:
         c = t.periods.c
         query = select(t.periods).where(c.registry == registry, c.live_as == name).order_by(c.since, c.id)
         return [_period(row) for row in await self._rows(query)]
+
+    async def holds(self) -> list[Hold]:
+        """List the legal holds that are in force, oldest first."""
+        rows = await self._rows(select(t.holds).where(t.holds.c.lifted_at.is_(None)).order_by(t.holds.c.at))
+        return [Hold(**_values(row, "lifted_at", "lifted_by")) for row in rows]
+
+    async def unsettled_page(self, after: str, limit: int) -> list[UnsettledOperation]:
+        """List operations without a proven outcome, by identifier, those after *after*."""
+        c = t.operations.c
+        query = (
+            select(c.id, c.state, c.registry, c.at, t.events.c.body)
+            .join(t.events, (t.events.c.operation == c.id) & (t.events.c.phase == "intent"))
+            .where(c.state.in_(("open", "unknown", "unproven")), c.id > after)
+        )
+        rows = await self._rows(query.order_by(c.id).limit(limit))
+        return [UnsettledOperation(row.id, row.state, row.registry, row.at, json.loads(row.body)) for row in rows]
 
     async def live(self, place: tuple[str, str] | None = None) -> list[tuple[str, str, LivePeriod]]:
         """List what is live by record, everywhere or in one model: registry, model, period."""

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from service.chain import GENESIS, digest_of
 from service.chain_check import COLUMNS, Broken, Chain, Found, Hole, Report, Verify, join
+from service.journal.archive import Damaged, manifests, read_segment
 from service.journal.database import SQLITE
 from service.journal.looking import Look
 
@@ -26,13 +28,17 @@ _RANGE = "SELECT min(sequence), max(sequence) FROM events"
 _HASHES = "SELECT sequence, hash FROM events WHERE sequence >= :first AND sequence <= :last"
 
 
-def verify(url: str) -> tuple[int, str | None]:
+_PRUNED = "SELECT last, hash FROM pruned WHERE first = :first AND previous = :previous"
+_BETWEEN = "SELECT sequence, hash FROM events WHERE sequence BETWEEN :first AND :last"
+
+
+def verify(url: str, archive: Path | None = None) -> tuple[int, str | None]:
     """Read every event of the journal at *url*; return how many are intact and what is wrong, or None.
 
     Raises:
         BadConfiguration: the journal cannot be read.
     """
-    report = examine(url)
+    report = examine(url, archive=archive)
     return report.found.events, next(iter(report.problems), None)
 
 
@@ -55,9 +61,15 @@ def verifier(keys: Sequence[bytes]) -> Verify | None:
 
 
 def examine(
-    url: str, keys: Sequence[bytes] = (), copy: Mapping[int, str] | None = None, processes: int | None = None
+    url: str,
+    keys: Sequence[bytes] = (),
+    copy: Mapping[int, str] | None = None,
+    processes: int | None = None,
+    archive: Path | None = None,
 ) -> Report:
     """Read every event of the journal at *url*, and compare them with the hashes of a *copy* by their number.
+
+    With *archive* it and the journal are read as one chain; without it the chain goes over what was pruned.
 
     Checkpoints must be signed with one of the raw public *keys*, if there are any.
 
@@ -75,6 +87,11 @@ def examine(
         report.problems.append(f"event {first} was put in: the first one is 1")
     if copy is not None:
         _compare(url, copy, report, holes)
+    if archive is not None and not report.problems:
+        try:
+            _read_archive(url, archive, report, keys, holes)
+        except (Broken, Damaged) as error:
+            report.problems.append(str(error))
     return report
 
 
@@ -143,6 +160,33 @@ def _check(url: str, chain: Chain, first: int, last: int) -> str | None:
     except Broken as error:
         return str(error)
     return None
+
+
+def _read_archive(url: str, archive: Path, report: Report, keys: Sequence[bytes], holes: Sequence[Hole]) -> None:
+    """Check the chain of *archive*, and that it holds what is also in the journal, and all that was pruned.
+
+    Raises:
+        Broken, Damaged: it does not.
+    """
+    chain = Chain(1, GENESIS, verifier(keys))
+    ends = {hole.last: hole.hash for hole in holes}
+    with Look(url) as journal:
+        for segment in manifests(archive):
+            here = dict(journal.rows(_HASHES, first=segment.first, last=segment.last))
+            for sequence, body, digest in read_segment(archive, segment):
+                chain.take(sequence, body, digest)
+                if here.get(sequence, digest) != digest or ends.get(sequence, digest) != digest:
+                    message = f"event {sequence} is another one in the archive"
+                    raise Broken(message)
+    missing = next((hole for hole in holes if hole.last > chain.found.last), None)
+    if missing is not None:
+        message = f"event {max(missing.first, chain.found.last + 1)} was pruned, and is not in the archive"
+        raise Broken(message)
+    found = report.found
+    found.events, found.archived, found.archives = found.events + found.archived, 0, []
+    found.checkpoints = max(found.checkpoints, chain.found.checkpoints)
+    if found.checkpoint is None or (chain.found.checkpoint and chain.found.checkpoint.event > found.checkpoint.event):
+        found.checkpoint = chain.found.checkpoint
 
 
 def _compare(url: str, copy: Mapping[int, str], report: Report, holes: Sequence[Hole]) -> None:

@@ -265,6 +265,11 @@ def _apply_to_records(connection: Connection, effect: f.Effect) -> None:
             closed = {"closed_at": effect.at, "closed_by": effect.by, "closing_reason": effect.reason}
             _set(connection, t.debts, effect.debt_id, **closed)
             connection.execute(_PASSED, {"by_operation": effect.debt_id})
+        case f.Held():
+            row = {**dataclasses.asdict(effect.hold), "lifted_by": ""}
+            connection.execute(insert(t.holds), row)
+        case f.HoldLifted():
+            _set(connection, t.holds, effect.hold_id, lifted_at=effect.at, lifted_by=effect.by)
         case f.Answered():
             _answer(connection, effect)
         case f.KeysUsed():
