@@ -181,7 +181,6 @@ class Application:
             join_seconds=settings.lock_seconds,
             record_reads=settings.audit.reads in (True, "on"),
         )
-        self.retention = retention_of(configuration, self.trail.now)
         self.drift = Drift(self.gateway, self.environments, settings.drift_seconds, self.leads)
         explainer = PolicyExplainer(self.authorizer, registries)
         self.governance = Governance(
@@ -360,8 +359,9 @@ class Application:
 
     async def _retain(self) -> None:
         """Archive and prune once a day, where that is configured and this process does it for all."""
-        if self.retention is not None:
-            await self.retention.run_daily(self.leads)
+        retention = retention_of(self.configuration, self.trail.now)
+        if retention is not None:
+            await retention.run_daily(self.leads)
 
     async def _watch_files(self) -> None:
         """Follow each file on its own, so that a long policy holds up no revocation; nothing ends it but a stop."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from service.chain import GENESIS
 from service.errors import BadConfiguration
-from service.journal.writes import GENESIS
 
 Archived = tuple[int, bytes, str]
 """Sequence, canonical bytes and hash of an event."""

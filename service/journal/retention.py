@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import structlog
 from sqlalchemy import Connection, and_, delete, func, insert, not_, or_, select, update
 
+from service.chain import GENESIS
 from service.errors import BadConfiguration, GatewayError
 from service.journal import tables as t
 from service.journal.archive import Archived, Manifest, manifests, read_segment, write_segment
 from service.journal.database import FAILURES, Database, open_database, shown
 from service.journal.looking import Look
 from service.journal.reads import TELLS_OWNERS
-from service.journal.writes import GENESIS
 from service.model import resource
 
 DAY_SECONDS = 86400.0

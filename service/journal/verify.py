@@ -172,7 +172,9 @@ def _read_archive(url: str, archive: Path, report: Report, keys: Sequence[bytes]
     ends = {hole.last: hole.hash for hole in holes}
     with Look(url) as journal:
         for segment in manifests(archive):
-            here = dict(journal.rows(_HASHES, first=segment.first, last=segment.last))
+            here: dict[int, str] = {
+                int(row[0]): str(row[1]) for row in journal.rows(_HASHES, first=segment.first, last=segment.last)
+            }
             for sequence, body, digest in read_segment(archive, segment):
                 chain.take(sequence, body, digest)
                 if here.get(sequence, digest) != digest or ends.get(sequence, digest) != digest:
