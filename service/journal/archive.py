@@ -107,7 +107,10 @@ def read_segment(directory: Path, manifest: Manifest) -> list[Archived]:
     try:
         content = path.read_bytes()
         lines = gzip.decompress(content).split(b"\n")[:-1]
-    except (OSError, EOFError, zlib.error) as error:
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        message = f"{path}: the archive cannot be read: {error}"
+        raise Damaged(message) from None
+    except OSError as error:
         message = f"{path}: the archive cannot be read: {error}"
         raise BadConfiguration(message) from None
     if hashlib.sha256(content).hexdigest() != manifest.sha256:

@@ -405,7 +405,7 @@ async def test_what_was_stored_though_nobody_knew_is_taken_back(journal, monkeyp
 
 
 async def test_what_is_begun_and_settled_together_is_stored_as_if_one_by_one(journal):
-    trail = Trail(journal, [], "/test")
+    trail = Trail(journal, "/test")
     begun = [change(model=f"model-{index}") for index in range(20)]
     await asyncio.gather(*(trail.intent(item) for item in begun))  # in a few transactions of several events
     assert {item.operation for item in await journal.unsettled()} == {item.id for item in begun}

@@ -221,8 +221,7 @@ async def test_nothing_is_pruned_by_a_damaged_archive(journal, url, tmp_path, da
     with pytest.raises(BadConfiguration, match=segment.name.replace(".", "\\.")):
         await each.prune()
     assert await left(journal) == [1, 2, 3]
-    with pytest.raises(BadConfiguration, match=segment.name.replace(".", "\\.")):
-        await checked(url, tmp_path / "a")
+    assert segment.name in (await checked(url, tmp_path / "a"))[1]
 
 
 async def test_the_archive_of_another_journal_is_refused(journal, url, tmp_path):

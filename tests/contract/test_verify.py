@@ -42,7 +42,7 @@ async def url(request, tmp_path):
     await asyncio.to_thread(schema.upgrade, made)
     journal = SqlJournal(made, deadline_seconds=2.0)
     await journal.start()
-    trail = Trail(journal, [], "/registry-gateway/default/host/boot")
+    trail = Trail(journal, "/registry-gateway/default/host/boot")
     points = Checkpoints(trail, KEY.sign, cluster="default", kid="k1", seconds=60, events=1000)
     for number in range(1, EVENTS + 1):
         if number in CHECKPOINTS:
