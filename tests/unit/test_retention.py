@@ -1,0 +1,102 @@
+"""Retention as it is configured and commanded."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from service.__main__ import main
+from service.errors import BadConfiguration
+from service.journal import retention as module
+from service.journal.retention import Done, Retention
+from service.journal.store import SqlJournal
+from service.settings import load
+from tests.conftest import new_journal, write_configuration
+from tests.contract.test_queries import event
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("retention", "says"),
+    [
+        ({"archive": "a"}, "keep_days"),
+        ({"keep_days": 0, "archive": "a"}, "audit.retention.keep_days: 1 to 36500"),
+        ({"keep_days": 1, "archive": ""}, "audit.retention.archive: the path of a directory"),
+        ({"keep_days": 1, "archive": "s3://bucket/x"}, "audit.retention.archive: the path of a directory"),
+        ({"keep_days": 1, "archive": "a", "max_lag_days": 0}, "audit.retention.max_lag_days: 1 to 36500"),
+        ({"keep_days": 1, "archive": "a", "keep": 1}, "keep"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_name(tmp_path, retention, says):
+    with pytest.raises(BadConfiguration, match=says):
+        load(write_configuration(tmp_path, audit={"sinks": [], "retention": retention}), environ={})
+
+
+async def make_journal(url, *ages):
+    import time
+
+    await asyncio.to_thread(new_journal, url)
+    journal = SqlJournal(url)
+    await journal.start()
+    await journal.append([event(time.time() - age * DAY) for age in ages])
+    await journal.close()
+
+
+async def test_commands_archive_and_prune(tmp_path, capsys):
+    await make_journal(f"sqlite:///{tmp_path}/journal.db", 40, 30, 20, 1)
+    config = str(write_configuration(tmp_path))
+    assert main(["audit", "prune", "--config", config]) == 2
+    assert "audit.retention is not configured" in capsys.readouterr().err
+    write_configuration(tmp_path, audit={"sinks": [], "retention": {"keep_days": 25, "archive": "old"}})
+    said = []
+    for command in ("archive", "prune", "prune --older-than 10", f"verify --archive {tmp_path}/old", "verify"):
+        assert await asyncio.to_thread(main, ["audit", *command.split(), "--config", config]) == 0
+        said.append(capsys.readouterr().out.strip().rpartition(": ")[2])
+    assert said == [
+        "2 events archived",
+        "0 events archived; 2 pruned from the journal",
+        "1 events archived; 1 pruned from the journal",
+        "4 events",
+        "1 events",
+    ]
+
+
+async def test_a_running_gateway_does_it_where_it_leads(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_SECONDS", 0)
+    monkeypatch.setattr(module, "DAY_SECONDS", 0.001)
+    each = Retention("sqlite:///x", tmp_path, keep_days=1, now=lambda: 0.0)
+    ran, failing = asyncio.Event(), [True]
+
+    async def run():
+        if failing.pop() if failing else False:
+            raise BadConfiguration("The disk is full.")
+        ran.set()
+        return Done(0, 0)
+
+    monkeypatch.setattr(each, "run", run)
+    asked = []
+
+    def leads():
+        asked.append(len(asked) > 3)
+        return asked[-1]
+
+    task = asyncio.create_task(each.run_daily(leads))
+    try:
+        async with asyncio.timeout(5):
+            await ran.wait()
+        assert asked[:6] == [False] * 4 + [True] * 2  # one run failed, and the next day there was another
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_the_application_takes_it_from_its_settings(running):
+    async with running(audit={"sinks": [], "retention": {"keep_days": 3, "archive": "old", "max_lag_days": 2}}) as it:
+        made = it.application.retention
+        assert made._keep_seconds == 3 * DAY
+        assert made._lag_seconds == 2 * DAY
+        assert made._archive == it.application.configuration.path("old")
