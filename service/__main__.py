@@ -305,7 +305,7 @@ def _journal_upgrade(options: argparse.Namespace) -> int:
 
     url = load(options.config).journal_url()
     schema.upgrade(url)
-    say(f"{shown(url)}: the journal has schema {schema.HEAD}")
+    say(f"{shown(url)}: the journal has schema {schema.revision(url)}")
     return GOOD
 
 

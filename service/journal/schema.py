@@ -11,13 +11,17 @@ from service.journal.looking import Look
 
 HEAD = "0008"
 """The schema this version reads and writes."""
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_USABLE_FROM = "SELECT value FROM about WHERE name = 'usable_from'"
 
 
 def upgrade(url: str) -> None:
     """Bring the journal at *url* to `HEAD`; an up-to-date one is left alone. A file is made with mode 0600.
 
+    A newer one that this version can use is left alone too.
+
     Raises:
-        BadConfiguration: the place cannot be written.
+        BadConfiguration: the place cannot be written, or a newer version made it and this one cannot use it.
     """
     from alembic import command
     from alembic.config import Config
@@ -30,8 +34,11 @@ def upgrade(url: str) -> None:
         except OSError as error:
             message = f"{path}: the journal cannot be written: {error.strerror}"
             raise BadConfiguration(message) from None
+    if (revision(url) or "") > HEAD:
+        check_readable(url)
+        return
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     try:
         command.upgrade(config, "head")
@@ -63,7 +70,7 @@ def check(url: str) -> None:
 
 
 def check_readable(url: str) -> None:
-    """Return if the journal at *url* has the schema `HEAD`; it is not changed.
+    """Return if the journal at *url* has the schema `HEAD`, or a newer one that this version can use; change nothing.
 
     Raises:
         BadConfiguration: it is missing, unreadable or of another version; the message says what to run.
@@ -74,6 +81,8 @@ def check_readable(url: str) -> None:
             f"{shown(url)}: there is no journal yet; run: registry-gateway journal upgrade, with the same --config"
         )
         raise BadConfiguration(message)
+    if found > HEAD >= _usable_from(url):
+        return  # a newer gateway runs beside this one, and its migration says that this one may
     if found != HEAD:
         message = (
             f"{shown(url)}: the journal has schema {found!r}, this version needs {HEAD!r}; "
@@ -105,3 +114,10 @@ def revision(url: str) -> str | None:
             message = f"{shown(url)}: not a journal of the gateway: {error.detail.rpartition(': ')[2]}"
             raise BadConfiguration(message) from None
     return str(rows[0][0]) if rows else None
+
+
+def _usable_from(url: str) -> str:
+    """Return the oldest schema whose gateways can use the journal at *url*, as its last migration says."""
+    with Look(url) as journal:
+        rows = journal.rows(_USABLE_FROM)
+    return str(rows[0][0]) if rows else "9999"

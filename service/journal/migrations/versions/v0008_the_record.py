@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), primary_key=True),
         sa.Column("value", sa.String(length=200), nullable=False),
     )
+    op.execute(sa.text("INSERT INTO about VALUES ('usable_from', '0008')"))
     _note_clock()
     op.drop_index("events_model", "events")
     op.create_index("events_model", "events", ["model", "sequence"])
