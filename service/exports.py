@@ -1,4 +1,4 @@
-"""Events in the forms in which they leave the gateway: JSON Lines, CSV; from their canonical JSON, line by line."""
+"""Events in the forms in which they leave the gateway: JSON Lines, CSV, OCSF."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from service.ocsf import api_activity
 
 _Path = tuple[str, ...]
 CSV_COLUMNS: Mapping[str, _Path] = {
@@ -65,6 +67,10 @@ def _csv_line(body: str) -> str:
     return _row(_cell(_at(event, path)) for path in CSV_COLUMNS.values())
 
 
+def _ocsf_line(body: str) -> str:
+    return json.dumps(api_activity(json.loads(body)), separators=(",", ":"), ensure_ascii=True) + "\n"
+
+
 def _row(cells: Iterable[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\r\n").writerow(cells)  # RFC 4180, section 2
@@ -89,4 +95,5 @@ def _cell(value: Any) -> str:
 FORMS: Mapping[str, Form] = {
     "jsonl": Form("application/jsonl", "jsonl", "", _json_line),
     "csv": Form("text/csv; header=present", "csv", _row(CSV_COLUMNS), _csv_line),
+    "ocsf": Form("application/jsonl", "ocsf.jsonl", "", _ocsf_line),
 }

@@ -28,7 +28,7 @@ Cursor = Annotated[str | None, QueryParameter(pattern=PATTERN, description="From
 Text = Annotated[str | None, QueryParameter(max_length=500)]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Order = Annotated[Literal["asc", "desc"], QueryParameter(description="`desc` is newest first.")]
-Format = Annotated[Literal["jsonl", "csv"], QueryParameter(description="How events are written.")]
+Format = Annotated[Literal["jsonl", "csv", "ocsf"], QueryParameter(description="How events are written.")]
 _EXPORT_PAGE = 1000
 OPERATION = "^[0-9a-f-]{36}$"
 _TYPE = "registry-gateway."
