@@ -20,7 +20,7 @@ _BEYOND = 1 << 62
 _EVENTS = """
     SELECT sequence, body FROM events
     WHERE sequence > :last AND time >= :since AND time < :until AND environment IS NOT NULL
-      AND (outcome = 'succeeded' OR phase = 'rejected')
+      AND (coalesce(outcome, '') = 'succeeded' OR coalesce(phase, '') = 'rejected')
     ORDER BY sequence LIMIT :page
 """
 _ALL = """

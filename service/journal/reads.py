@@ -34,6 +34,14 @@ from service.records import (
 
 T = TypeVar("T")
 _MAX_REQUESTS = 1000
+
+
+def _any(column: Any) -> Any:
+    """Give *column* as no index has it, where another one has to be used: most events have such a value."""
+    return func.coalesce(column, "")
+
+
+_INTENT = _any(t.events.c.phase) == "intent"
 _log = structlog.get_logger()
 
 
@@ -178,7 +186,7 @@ class Reads:
         """List operations without a terminal outcome, or *operation* if it has none."""
         query = (
             select(t.operations, t.events.c.body)
-            .join(t.events, (t.events.c.operation == t.operations.c.id) & (t.events.c.phase == "intent"))
+            .join(t.events, (t.events.c.operation == t.operations.c.id) & _INTENT)
             .where(t.operations.c.state.in_(("open", "unknown")))
             .order_by(t.operations.c.at)
         )
@@ -269,7 +277,7 @@ class Reads:
         c = t.operations.c
         query = (
             select(c.id, c.state, c.registry, c.at, t.events.c.body)
-            .join(t.events, (t.events.c.operation == c.id) & (t.events.c.phase == "intent"))
+            .join(t.events, (t.events.c.operation == c.id) & _INTENT)
             .where(c.state.in_(("open", "unknown", "unproven")), c.id > after)
         )
         rows = await self._rows(query.order_by(c.id).limit(limit))
@@ -340,7 +348,8 @@ class Reads:
     async def present_name(self, registry: str, model: str, since: float) -> str:
         """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
         c, sequence = t.events.c, 0
-        named = select(c.sequence, c.body).where(c.registry == registry, c.outcome == "succeeded", c.time >= since)
+        named = select(c.sequence, c.body).where(_any(c.registry) == registry, _any(c.outcome) == "succeeded")
+        named = named.where(c.time >= since)
         named = named.where(c.body.contains('"kind":"ModelRename"'))  # its action may be the retirement it was
         while True:
             rows = await self._rows(named.where(c.model == model, c.sequence > sequence).order_by(c.sequence).limit(1))

@@ -9,6 +9,7 @@ import uuid
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.event import listen
 
 from service.event import build_event
 from service.journal import queries, schema
@@ -155,3 +156,29 @@ async def test_the_journal_keeps_by_how_much_clocks_went_back(journal):
     rows = []
     await journal._database.read(lambda c: rows.extend(c.exec_driver_sql("SELECT name, value FROM about").all()))
     assert float(dict(map(tuple, rows))[CLOCK]) == 4900
+
+
+async def test_what_is_open_is_found_by_its_operation_and_not_by_all_intents(tmp_path):
+    """SQLite plans without figures: an index on phase must not draw the look at open operations to it."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    await asyncio.to_thread(schema.upgrade, url)
+    journal = SqlJournal(url, 5.0)
+    await journal.start()
+    plans = []
+    try:
+
+        def watch(connection, cursor, statement, parameters, context, executemany):
+            if statement.startswith("SELECT"):
+                plans.extend(
+                    row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                )
+
+        listen(journal._database._engine, "before_cursor_execute", watch)
+        await journal.unsettled()
+        await journal.unsettled_page("", 10)
+        await journal.present_name("main", "iris", 1.0)
+        assert len([plan for plan in plans if "events_operation" in plan]) == 2, plans
+        assert [plan for plan in plans if "events_model" in plan], plans
+        assert not [plan for plan in plans if "events_phase" in plan or "events_outcome" in plan]
+    finally:
+        await journal.close()
