@@ -21,6 +21,8 @@ from service.journal.session import CHANNEL, LEASE_SECONDS, Session
 from service.replicas import Judged, Judging, Published
 
 _PACE_SECONDS = 1.0
+_TRIES = 5
+"""So often what one question may take, a start waits to join."""
 _ANSWER_SECONDS = LEASE_SECONDS + 1.0
 _BEAT = """
     INSERT INTO replicas (source, seen_at) VALUES ($1, extract(epoch FROM clock_timestamp()))
@@ -86,7 +88,7 @@ class PostgresReplicas:
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started = asyncio.create_task(self._run(first))
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(_TRIES * self._seconds):
                 await asyncio.shield(first)
         except TimeoutError:
             message = "The journal does not say which other replicas there are."

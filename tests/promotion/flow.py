@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from tests.api.test_promotion import MLMODEL, V1, alias_of, promote, register, satisfy
 from tests.client import Client, Reply
 
-__all__ = ["MLMODEL", "V1", "alias_of", "ask", "environments", "promote", "register", "satisfy", "simple"]
+__all__ = ["MLMODEL", "V1", "alias_of", "ask", "environments", "promote", "register", "satisfy", "simple", "until"]
 
 SIMPLE = """\
 environments:
@@ -35,3 +38,12 @@ async def ask(client: Client, verb: str, version: str | None = None, *, model: s
     """POST to ``promotions``, ``rollbacks``, ``retirements`` … of production."""
     body = {**({"version": version} if version else {}), **fields}
     return await client("POST", f"{V1}/{model}/environments/production/{verb}", body)
+
+
+async def until(true: Callable[[], Awaitable[bool]], seconds: float) -> float:
+    """Wait until *true* gives yes; return how long that took."""
+    begun = time.monotonic()
+    while not await true():
+        assert time.monotonic() - begun < seconds
+        await asyncio.sleep(0.005)
+    return time.monotonic() - begun

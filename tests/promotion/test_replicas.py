@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections import Counter
 
-import pytest
-
 from service import reconciler
-from service.journal.verify import verify
 from tests.api.test_attacks import run_of, upload
-from tests.api.test_reconciler import Losing
 from tests.api.test_seals import APPROVE, Slow, approve, log, revoke
-from tests.client import Client
 from tests.postgres import execute
-from tests.promotion.flow import V1, alias_of, ask, register, simple
+from tests.promotion.flow import V1, alias_of, ask, register, until
 
 RACES = int(os.environ.get("RACES", "30"))
 AT_ONCE = 4
@@ -25,37 +19,6 @@ LIVE = f"{V1}/iris/environments/production"
 KEY = [("idempotency-key", "one")]
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'registry-gateway replica'"
 LOCKS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'registry-gateway locks'"
-
-
-@pytest.fixture
-async def replicas(running, postgres, tmp_path):
-    """Two applications before one registry, on one journal."""
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"s" * 32)
-    url, memory = await postgres.database(), Losing()
-    async with contextlib.AsyncExitStack() as stack:
-        found = []
-        for name in ("one", "two"):
-            directory = tmp_path / name
-            directory.mkdir()
-            more = {"environments": simple(directory, "seal: approved"), "journal": {"url": url}}
-            found.append(await stack.enter_async_context(running(memory, directory, secret_file=str(secret), **more)))
-        yield found
-    assert (await asyncio.to_thread(verify, url))[1] is None
-
-
-@pytest.fixture
-def clients(replicas):
-    return [Client(it.application.asgi) for it in replicas]
-
-
-async def until(true, seconds: float) -> float:
-    """Wait until *true* gives yes; return how long that took."""
-    begun = time.monotonic()
-    while not await true():
-        assert time.monotonic() - begun < seconds
-        await asyncio.sleep(0.005)
-    return time.monotonic() - begun
 
 
 async def test_each_race_of_two_replicas_has_one_winner(replicas, clients):
