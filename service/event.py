@@ -28,6 +28,7 @@ EVENT_ACTIONS = ACTIONS | {
     "environment:drift",
     "environment:revert",
     "audit:checkpoint",
+    "environment:conflict",
 }
 """What events are about: the actions of the policy, and what the gateway finds or does by itself."""
 
