@@ -82,7 +82,6 @@ async def server(tmp_path_factory):
     """A server of this test's own."""
     made = Postgres(tmp_path_factory.mktemp("own"))
     yield made
-    made.signal(signal.SIGCONT)
     made.stop()
 
 
