@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: run test check unit bench prove lock clean openapi
+.PHONY: run test check unit bench prove faults lock clean openapi
 
 run: $(VENV)/ready
 	@exec $(BIN)/registry-gateway serve
@@ -25,6 +25,10 @@ unit: $(VENV)/ready-dev
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m tests.benchmarks.bench
+
+# The long form: FAULTS_KILLS=1000, FAULTS_TRIALS=20 of each other fault; FAULTS_ADD=1 adds to earlier runs.
+faults: $(VENV)/ready-dev
+	$(BIN)/python -m tests.faults.long
 
 openapi: $(VENV)/ready-dev
 	$(BIN)/registry-gateway openapi > openapi/openapi.json

@@ -430,6 +430,20 @@ def _with_identities(authenticate: Authenticate, people: People) -> Authenticate
     return identify
 
 
+class _Logger(structlog.PrintLogger):
+    """Prints to stderr. That may be a file on a full disk: a line that cannot be written must not fail what says it."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(sys.stderr)
+
+    def msg(self, message: str) -> None:
+        """Print one line."""
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
+
+
 def configure_logging() -> None:
     """Log JSON lines to stderr; libraries only from WARNING, so that none logs a request line."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
@@ -440,7 +454,7 @@ def configure_logging() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_Logger,
         cache_logger_on_first_use=True,
     )
 

@@ -6,7 +6,9 @@ Conservative: what it cannot prove stays ``unknown`` and is listed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import structlog
@@ -51,6 +53,8 @@ class Reconciler:
         self._dead: dict[str, float] = {}
         """Since when it is known of a process that it does not live, where it left operations."""
         self._deadlines = deadlines
+        self._first_seen: dict[str, float] = {}
+        """When each open operation was first seen here, by a clock that is never set."""
         self._environments = environments
         self._task: asyncio.Task[None] | None = None
 
@@ -79,18 +83,17 @@ class Reconciler:
         by_registry: dict[str, list[OpenOperation]] = {}
         waited_for = self._gateway.unsettled.items()
         still_open = await self._gateway.trail.journal.unsettled()
+        self._note({found.operation for found in still_open})
         await self._tell_ended(waited_for, {found.operation for found in still_open})
         living = await self._replicas.living()
-        now = self._gateway.trail.now()
+        now = time.monotonic()
         self._dead = {
             found.source: self._dead.get(found.source, now) for found in still_open if found.source not in living
         }
         for found in still_open:
             if found.operation not in self._gateway.active:
                 ours = found.source == self._gateway.trail.source or found.source in self._dead
-                if (
-                    ours or found.state == "unknown"
-                ):  # another replica is carrying out what is open: that is not unknown
+                if ours or found.state == "unknown":  # what is open in a living replica is under way
                     self._gateway.unsettled.add(found.digest, found.operation)
                 if ours:
                     by_registry.setdefault(found.registry, []).append(found)
@@ -156,14 +159,21 @@ class Reconciler:
             self._gateway.unsettled.settle(found.digest, found.operation, Outcome(outcome, version))
         return True
 
+    def _note(self, still_open: AbstractSet[str]) -> None:
+        now = time.monotonic()
+        self._first_seen = {operation: self._first_seen.get(operation, now) for operation in still_open}
+
+    def _seen_for(self, found: OpenOperation) -> float:
+        return time.monotonic() - self._first_seen.get(found.operation, time.monotonic())
+
     def _age(self, found: OpenOperation) -> float:
-        return self._gateway.trail.now() - found.at
+        return max(self._gateway.trail.now() - found.at, self._seen_for(found))
 
     def _is_late(self, found: OpenOperation) -> bool:
         """Tell whether the registry would have done it by now: it may act until long after a lost answer."""
         if found.state == "open" and found.source in self._dead:
-            return self._gateway.trail.now() - self._dead[found.source] >= SETTLE_SECONDS
-        return self._age(found) >= self._deadlines.get(found.registry, 0.0) + SETTLE_SECONDS
+            return time.monotonic() - self._dead[found.source] >= SETTLE_SECONDS
+        return self._seen_for(found) >= self._deadlines.get(found.registry, 0.0) + SETTLE_SECONDS
 
     async def _prove(self, backend: Backend, found: OpenOperation) -> Proof:
         change = found.change
@@ -267,13 +277,18 @@ class Reconciler:
         if "'" in change["model"] and '"' in change["model"]:
             return None, "the registry cannot list the versions of a model with both quotation marks", []
         since = found.at * 1000 - _CLOCK_SKEW_MS
-        made = []
+        made, older = [], 0
         for version in await backend.list_versions(change["model"]):
-            same = self._masks.same_text(change["source"], version.source) and version.run_id == change["run_id"]
-            if same and version.created_ms >= since:
+            if self._masks.same_text(change["source"], version.source) and version.run_id == change["run_id"]:
                 journal = self._gateway.trail.journal
-                if (await journal.version(backend.name, version.model, version.binding)).creation is None:
+                if (await journal.version(backend.name, version.model, version.binding)).creation is not None:
+                    continue
+                if version.created_ms >= since:
                     made.append(version)
+                else:
+                    older += 1
+        if older and not made:  # our clock may have been ahead of the registry's
+            return None, f"read back: {older} versions from the same source are older, by the registry's clock", []
         if not made:
             return False, "read back: no such version was made", []
         if len(made) > 1:

@@ -107,6 +107,9 @@ class SqlJournal(OutboxReads):
                 jobs.append(self._jobs.get_nowait())
             try:
                 await self._write(jobs)
+            except Exception as error:  # noqa: BLE001  # it must never end: nobody could change anything any more
+                self._head = None
+                self._fail(jobs, error)
             finally:
                 for _ in jobs:
                     self._jobs.task_done()

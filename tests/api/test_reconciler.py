@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -221,3 +222,61 @@ async def test_who_lost_the_right_meanwhile_joins_nothing(running, tmp_path):
         rows.write_text("p, user:admin, *, experiments/*, *, allow\n")
         it.application.authorizer.reload()
         assert (await client.rpc("POST", "registered-models/create", name="a")).status == 403
+
+
+QUICK = {"main": {"kind": "mlflow", "url": "http://127.0.0.1:1", "timeout_seconds": 0.1}}
+
+
+async def lost(it, client, clock: float, rpc: str, path: str, *, done: bool, **message) -> str:
+    """Lose the answer of a change that is made while our clock is *clock* seconds ahead; return its operation."""
+    it.application.reconciler._task.cancel()
+    it.application.trail.now = lambda: time.time() + clock
+    it.memory.rpc, it.memory.done = rpc, done
+    answer = await client.rpc("POST", path, **message)
+    assert answer.status == 424
+    it.application.trail.now = time.time
+    return answer.headers["registry-gateway-operation"]
+
+
+async def ended(it) -> None:
+    async with asyncio.timeout(5):
+        while await it.application.reconciler.sweep():
+            await asyncio.sleep(0.05)
+
+
+async def last(it, operation: str) -> tuple[str, str]:
+    data = (await it.events(operation=operation))[-1]["data"]
+    return data["phase"], data["outcome"]
+
+
+async def test_a_clock_that_was_set_back_keeps_nothing_open(running, monkeypatch):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    async with running(Losing(), registries=QUICK) as it:
+        client = Client(it.application.asgi)
+        operation = await lost(
+            it, client, 3600, "createRegisteredModel", "registered-models/create", done=False, name="a"
+        )
+        async with asyncio.timeout(5):
+            while await it.application.reconciler.sweep():
+                await asyncio.sleep(0.05)
+        assert [event["data"]["outcome"] for event in await it.events(operation=operation)][-1] == "failed"
+
+
+async def test_a_clock_that_was_set_forward_ends_nothing_early(running):
+    async with running(Losing(), registries=QUICK) as it:
+        client = Client(it.application.asgi)
+        await lost(it, client, -3600, "createRegisteredModel", "registered-models/create", done=False, name="a")
+        assert await it.application.reconciler.sweep() == 1  # the registry may do it yet
+
+
+async def test_a_version_made_while_our_clock_was_ahead_is_not_called_failed(running, monkeypatch):
+    monkeypatch.setattr(reconciler, "SETTLE_SECONDS", 0.0)
+    async with running(Losing(), registries=QUICK) as it:
+        client = Client(it.application.asgi)
+        await client.rpc("POST", "registered-models/create", name="a")
+        run = (await client.rpc("POST", "runs/create", experiment_id="0")).json["run"]["info"]["run_id"]
+        message = {"name": "a", "source": f"runs:/{run}/m", "run_id": run}
+        operation = await lost(it, client, 3600, "createModelVersion", "model-versions/create", done=True, **message)
+        monkeypatch.setattr(reconciler, "UNPROVEN_SECONDS", 0.0)
+        await ended(it)
+        assert await last(it, operation) == ("reconciled", "unknown")

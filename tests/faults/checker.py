@@ -103,6 +103,9 @@ class Checker:
     def open_operations(self) -> list[tuple[Any, ...]]:
         return self._rows(_OPEN)
 
+    def end(self) -> int:
+        return int(self._rows("SELECT max(sequence) FROM events")[0][0] or 0)
+
     def _rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         with Look(self.url) as journal:
             return journal.rows(query, **parameters)

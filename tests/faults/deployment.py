@@ -51,6 +51,7 @@ class Deployment:
         self._out = directory / "out"
         self._err = directory / "err"
         self._read_to = 0
+        self._ending = False
         self._traffic: list[asyncio.Task] = []
         self._session: aiohttp.ClientSession | None = None
         (directory / "secret").write_bytes(b"s" * 32)
@@ -149,21 +150,25 @@ class Deployment:
 
     def begin_traffic(self, *, hang_up: bool = False) -> None:
         """Let callers make changes, one after the other, until `end_traffic`."""
+        self._ending = False
         self._traffic = [asyncio.create_task(self._caller(hang_up=hang_up)) for _ in range(CALLERS)]
 
     async def _caller(self, *, hang_up: bool) -> None:
-        while True:
+        while not self._ending:
             name = f"n{next(_NUMBERS)}"
             for path, message in (
                 ("registered-models/create", {"name": name}),
                 ("registered-models/set-tag", {"name": name, "key": "k", "value": name}),
                 ("registered-models/alias", {"name": "base", "alias": f"a{next(_NUMBERS)}", "version": "1"}),
             ):
-                seconds = self.chance.random() * 0.02 if hang_up else 15
+                seconds = self.chance.random() * 0.05 if hang_up else 15
                 if await self.call(path, message, seconds) == 0:
-                    await asyncio.sleep(0.005)  # it hung up, or nobody is there
+                    await asyncio.sleep(0.02)  # it hung up, or nobody is there
 
     async def end_traffic(self) -> None:
+        self._ending = True
+        if self._traffic:
+            await asyncio.wait(self._traffic, timeout=10)
         for task in self._traffic:
             task.cancel()
         await asyncio.gather(*self._traffic, return_exceptions=True)
@@ -186,9 +191,14 @@ class Deployment:
         raise AssertionError(f"it does not recover: {self._err.read_text()[-1500:]}")
 
     async def settled(self, seconds: float = 30) -> None:
-        """Return when nothing is open, at most after *seconds*."""
-        deadline = time.monotonic() + seconds
-        while await asyncio.to_thread(self.checker.open_operations) and time.monotonic() < deadline:
+        """Return when nothing is open and nothing more is recorded, at most after *seconds*."""
+        deadline, last, since = time.monotonic() + seconds, -1, time.monotonic()
+        while time.monotonic() < deadline:
+            end = await asyncio.to_thread(self.checker.end)
+            if end != last or await asyncio.to_thread(self.checker.open_operations):
+                last, since = end, time.monotonic()
+            elif time.monotonic() - since > 2:
+                return
             await asyncio.sleep(0.2)
 
     async def counted(self) -> dict[str, int]:

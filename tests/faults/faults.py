@@ -96,11 +96,12 @@ async def _kill_between(it: Deployment) -> Figures:
 
 @fault("SIGTERM")
 async def _sigterm(it: Deployment) -> Figures:
+    before = set(await asyncio.to_thread(it.checker.open_operations))
     it.begin_traffic()
     await it.flowing(5)
     assert await it.terminate() == 0
     await it.end_traffic()
-    left = await asyncio.to_thread(it.checker.open_operations)
+    left = set(await asyncio.to_thread(it.checker.open_operations)) - before
     assert not left, left  # a stop leaves nothing to the next start
     return await _restart(it)
 
@@ -266,10 +267,9 @@ async def _no_room(it: Deployment) -> AsyncIterator[None]:
 @journal_fault("journal: disk full", SQLITE)
 async def _disk_full(it: Deployment) -> AsyncIterator[None]:
     filler = it.directory / "filler"  # the directory is a small file system of its own
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-            file.flush()
     yield
     filler.unlink()
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -42,18 +43,32 @@ def small_file_system(directory: Path, name: str) -> Iterator[None]:
         subprocess.run(["umount", str(directory)], check=True)
 
 
-async def run(name: str, database: str, trials: int, directory: Path, postgres: Postgres | None) -> Counts:
+async def run(name: str, database: str, trials: int, directory: Path) -> Counts:
     """Make one fault *trials* times on one journal; count what holds."""
     function, _ = FAULTS[name]
     counts = Counts()
-    with small_file_system(directory, name):
-        async with deployed(directory, postgres if database != SQLITE else None) as it:
+    with small_file_system(directory, name), postgres_in(directory / "pg", database) as postgres:
+        async with deployed(directory, postgres) as it:
             for _ in range(trials):
                 counts.add(await function(it))
                 counts.trials += 1
             await it.settled()
             counts.add(await it.counted())
     return counts
+
+
+@contextmanager
+def postgres_in(directory: Path, database: str) -> Iterator[Postgres | None]:
+    """Run a server of this fault's own."""
+    if database == SQLITE:
+        yield None
+        return
+    server = Postgres(directory)
+    try:
+        yield server
+    finally:
+        server.signal(signal.SIGCONT)
+        server.stop()
 
 
 def names() -> list[str]:
@@ -92,28 +107,32 @@ def table(found: dict[str, dict]) -> str:
 
 async def main() -> int:
     found: dict[str, dict] = json.loads(OUT.read_text()) if os.environ.get("FAULTS_ADD") and OUT.exists() else {}
-    failed = []
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        postgres = Postgres(folder / "pg")
-        stack.callback(postgres.stop)
-        for index, name in enumerate(names()):
-            for database in FAULTS[name][1]:
-                begun = time.monotonic()
-                try:
-                    counts = await run(name, database, trials_of(name), folder / f"{index}-{database}", postgres)
-                except (AssertionError, TimeoutError) as error:
-                    failed.append(f"{name} @ {database}: {type(error).__name__}: {error}")
-                    print(failed[-1], file=sys.stderr, flush=True)
-                    continue
-                if counts.broken():
-                    failed.append(f"{name} @ {database}: {counts.broken()}")
-                print(f"{name} @ {database}: {time.monotonic() - begun:.1f} s {counts}", file=sys.stderr, flush=True)
-                all_of = Counts(**found.get(f"{name} @ {database}", {}))
-                all_of.add(counts.document())
-                found[f"{name} @ {database}"] = all_of.document()
-                OUT.parent.mkdir(exist_ok=True)
-                OUT.write_text(json.dumps(found, indent=1) + "\n")
+    failed: list[str] = []
+    places = asyncio.Semaphore(int(os.environ.get("FAULTS_AT_ONCE", "2")))
+
+    async def one(index: int, name: str, database: str) -> None:
+        key = f"{name} @ {database}"
+        async with places:
+            begun = time.monotonic()
+            try:
+                counts = await run(name, database, trials_of(name), folder / f"{index}-{database}")
+            except (AssertionError, TimeoutError) as error:
+                failed.append(f"{key}: {type(error).__name__}: {error}")
+                print(failed[-1], file=sys.stderr, flush=True)
+                return
+        if counts.broken():
+            failed.append(f"{key}: {counts.broken()}")
+        print(f"{key}: {time.monotonic() - begun:.0f} s {counts}", file=sys.stderr, flush=True)
+        all_of = Counts(**found.get(key, {}))
+        all_of.add(counts.document())
+        found[key] = all_of.document()
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps(found, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(prefix="f") as temporary:
+        folder = Path(temporary)
+        pairs = [(name, database) for name in names() for database in FAULTS[name][1]]
+        await asyncio.gather(*(one(index, *pair) for index, pair in enumerate(pairs)))
     print(table(found))
     print("\n".join(failed) or "every promise held")
     return 1 if failed else 0
