@@ -27,6 +27,7 @@ from tests.benchmarks.access import access_figures
 from tests.benchmarks.evaluations import evaluations
 from tests.benchmarks.keys import keys
 from tests.benchmarks.promotion import promotions
+from tests.benchmarks.record import record
 from tests.benchmarks.tokens import tokens
 from tests.conftest import ROOT, TOKENS, free_port, start_mlflow, stop_mlflow, write_configuration
 from tests.faults.test_process import ready, start
@@ -258,6 +259,7 @@ def main() -> int:
     keys(bench)
     promotions(bench)
     evaluations(bench)
+    record(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         server = start_mlflow(directory / "m")

@@ -28,6 +28,8 @@ from tests.postgres import Postgres
 CALLERS = 6
 PASS_ON = 200
 _NUMBERS = itertools.count(1)
+_MIGRATING = asyncio.Lock()
+"""Alembic makes one migration at a time in a process."""
 
 
 class Deployment:
@@ -242,7 +244,8 @@ async def deployed(directory: Path, postgres: Postgres | None) -> AsyncIterator[
             socket = f"{parts.query['host']}/.s.PGSQL.{parts.port or 5432}"
             database = await stack.enter_async_context(proxied(f"unix:{socket}"))
             through = f"postgresql://{parts.username}@127.0.0.1:{database.port}/{parts.database}"
-        await asyncio.to_thread(schema.upgrade, url)
+        async with _MIGRATING:
+            await asyncio.to_thread(schema.upgrade, url)
         checker = Checker(url)
         upstream.witness = checker.witness
         made = Deployment(directory, upstream, database, checker, through)
