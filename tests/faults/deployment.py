@@ -50,6 +50,8 @@ class Deployment:
         self.calls = 0
         self.clock = directory / "clock"
         self.clock.write_text("0")
+        self.failpoint = directory / "failpoint"
+        self.failpoint.write_text("")
         self._out = directory / "out"
         self._err = directory / "err"
         self._read_to = 0
@@ -71,7 +73,7 @@ class Deployment:
     def journal(self) -> Path:
         return self.directory / "journal.db"
 
-    async def start(self, failpoint: str = "") -> None:
+    async def start(self) -> None:
         """Start the gateway; return when it answers."""
         self.port = free_port()
         with self._out.open("ab") as out, self._err.open("ab") as err:
@@ -81,7 +83,7 @@ class Deployment:
                 stdout=out,
                 stderr=err,
                 cwd=ROOT,
-                env={**os.environ, "TEST_FAILPOINT": failpoint, "TEST_CLOCK_FILE": str(self.clock)},
+                env={**os.environ, "TEST_FAILPOINT_FILE": str(self.failpoint), "TEST_CLOCK_FILE": str(self.clock)},
                 start_new_session=True,
             )
         deadline = time.monotonic() + 40

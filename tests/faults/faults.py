@@ -58,10 +58,11 @@ async def _kill(it: Deployment) -> Figures:
 
 def _failpoint(name: str) -> Fault:
     async def at(it: Deployment) -> Figures:
-        await it.kill()
-        await it.start(f"{name}:{it.chance.randint(1, 20)}")
         it.begin_traffic()
+        await it.flowing(1)
+        it.failpoint.write_text(f"{name}:{it.chance.randint(1, 20)}")
         assert await it.died(30), name
+        it.failpoint.write_text("")
         await it.end_traffic()
         return await _restart(it)
 

@@ -1,7 +1,7 @@
 """``registry-gateway`` with failpoints and a clock that tests set: ``python -m tests.faults.gateway serve …``.
 
 The product holds no failpoint, and reads no setting for one: this entry point, which no package contains, wraps named
-seams of it and runs the same command. A worker process imports it again, as multiprocessing does.
+seams of it and runs the same command. A worker process is a fork of it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,36 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_NAME, _, _NTH = os.environ.get("TEST_FAILPOINT", "").partition(":")
-_CLOCK = os.environ.get("TEST_CLOCK_FILE", "")
-_left = int(_NTH or 1)
+_CLOCK = Path(os.environ.get("TEST_CLOCK_FILE", os.devnull))
+_FAILPOINT = Path(os.environ.get("TEST_FAILPOINT_FILE", os.devnull))
 _real_time = time.time
 _offset = 0.0
+_armed = ["", 0]
+"""Which failpoint kills, and the how maniest time that it is reached."""
 
 
-def _follow_clock() -> None:
+def _follow_files() -> None:
     global _offset  # noqa: PLW0603  # one clock a process
+    before = ""
     while True:
-        with contextlib.suppress(OSError, ValueError):  # it is being written
-            _offset = float(Path(_CLOCK).read_text())
+        with contextlib.suppress(OSError, ValueError):  # one is being written
+            _offset = float(_CLOCK.read_text() or 0)
+            text = _FAILPOINT.read_text()
+            if text != before:
+                before, (name, _, times) = text, text.partition(":")
+                _armed[:] = [name, int(times or 0)]
         time.sleep(0.02)
 
 
-if _CLOCK:
-    time.time = lambda: _real_time() + _offset  # before anything of the product takes it as its clock
-    threading.Thread(target=_follow_clock, daemon=True).start()
+time.time = lambda: _real_time() + _offset  # before anything of the product takes it as its clock
+
+
+def _begin() -> None:
+    threading.Thread(target=_follow_files, daemon=True).start()
+
+
+_begin()
+os.register_at_fork(after_in_child=_begin)  # a worker is a fork, and a fork has no threads of its parent
 
 from service import audit  # noqa: E402
 from service.backends import http  # noqa: E402
@@ -44,11 +56,10 @@ FAILPOINTS = ("before-intent", "before-commit", "after-commit", "after-intent", 
 
 def reach(name: str) -> None:
     """Kill the whole process group when the failpoint is reached for the nth time."""
-    global _left  # noqa: PLW0603  # counted over all seams of one process
-    if name != _NAME:
+    if name != _armed[0]:
         return
-    _left -= 1
-    if _left == 0:
+    _armed[1] -= 1
+    if _armed[1] == 0:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
