@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from pathlib import Path
@@ -35,7 +36,8 @@ class Postgres:
         pid = self.server.get_pid()
         if pid is not None and psutil.pid_exists(pid):
             for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-                process.send_signal(number)
+                with contextlib.suppress(psutil.NoSuchProcess):  # a session may end meanwhile
+                    process.send_signal(number)
 
     def kill(self) -> None:
         """End it as a loss of power does."""
