@@ -14,6 +14,7 @@ from service.model import ACTIONS
 
 Event = dict[str, Any]
 MAX_EVENT_BYTES = 16 << 10
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 _MAX_GROUPS = 20
 _MAX_TEXT = 512
 _LAST_TEXT = 120
@@ -82,7 +83,7 @@ def build_event(
 
 def canonical_json(document: Any) -> bytes:
     """Give the one byte form of *document*: sorted keys, no spaces, ASCII, control characters escaped."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return _ENCODER.encode(document).encode()
 
 
 def _with_few_groups(data: Any) -> Any:

@@ -219,9 +219,12 @@ class MlflowDialect:
         else:
             document, dropped = read_body(parse_json(body) if body else None, match.rpc)
         beside = _merge_parameters(document, match)
-        if match.rpc.request.DESCRIPTOR.fields_by_name.get("run_uuid") and document.get("run_uuid"):
+        spelled_twice = "run_uuid" in match.rpc.request.DESCRIPTOR.fields_by_name and bool(document.get("run_uuid"))
+        if spelled_twice:
             _merge_run_uuid(document)
-        return {**canonical(document, match.rpc), **beside}, dropped
+        if match.parameters or spelled_twice:  # otherwise it is in its one form already
+            document = canonical(document, match.rpc)
+        return {**document, **beside}, dropped
 
     @staticmethod
     def upstream_path(rpc: Rpc) -> str:

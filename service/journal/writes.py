@@ -63,19 +63,20 @@ _SETTLE = Prepared(
     .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(_UNSETTLED))
     .values(state=bindparam("new_state"))
 )
-_INSERT_PERIOD = insert(t.periods)
+_INSERT_CREATION = Prepared(insert(t.creations), *t.creations.columns.keys())
+_INSERT_PERIOD = Prepared(insert(t.periods), *(item.key for item in t.periods.columns if item.key != "id"))
 _END = update(t.periods).where(
     t.periods.c.registry == bindparam("in_registry"),
     t.periods.c.model == bindparam("of_model"),
     t.periods.c.until.is_(None),
 )
-_END_ONE = _END.where(t.periods.c.environment == bindparam("in_environment")).values(until=bindparam("at"))
+_END_ONE = Prepared(_END.where(t.periods.c.environment == bindparam("in_environment")).values(until=bindparam("at")))
 _PASSED = update(t.periods).where(t.periods.c.operation == bindparam("by_operation")).values(passed=True)
 """Somebody else has looked at an emergency."""
-_DOCUMENT = select(t.documents.c.at).where(
-    t.documents.c.kind == bindparam("kind"), t.documents.c.digest == bindparam("digest")
+_DOCUMENT = Prepared(
+    select(t.documents.c.at).where(t.documents.c.kind == bindparam("kind"), t.documents.c.digest == bindparam("digest"))
 )
-_INSERT_DOCUMENT = insert(t.documents)
+_INSERT_DOCUMENT = Prepared(insert(t.documents), *t.documents.columns.keys())
 _IS_EQUAL = and_(t.operations.c.digest == bindparam("digest"), t.operations.c.state.in_(_UNSETTLED))
 _IS_ELSEWHERE = and_(
     t.operations.c.state == _UNSETTLED[0],
@@ -207,11 +208,11 @@ def _apply(connection: Connection, effect: f.Effect) -> None:
             _SETTLE.execute(connection, {"operation": effect.operation, "new_state": effect.state})
         case f.Registered():
             row = dataclasses.asdict(effect.creation)
-            connection.execute(insert(t.creations), {**row, "registry": effect.registry})
+            _INSERT_CREATION.execute(connection, {**row, "registry": effect.registry})
         case f.MadeLive():
             _end(connection, effect.registry, effect.model, (effect.period.environment,), effect.period.since)
             row = {**dataclasses.asdict(effect.period), "live_as": effect.model}
-            connection.execute(_INSERT_PERIOD, {**row, "registry": effect.registry, "model": effect.model})
+            _INSERT_PERIOD.execute(connection, {**row, "registry": effect.registry, "model": effect.model})
         case f.TakenDown():
             _end(connection, effect.registry, effect.model, effect.environments, effect.at)
         case f.Renamed():
@@ -298,8 +299,8 @@ def _set(connection: Connection, table: Table, identifier: str, **values: Any) -
 def _keep(connection: Connection, kind: str, effect: f.Archived | f.Reviewed | f.Weighed) -> None:
     """Keep a document by its digest; the same one is kept once."""
     name = {"kind": kind, "digest": effect.digest}
-    if connection.execute(_DOCUMENT, name).first() is None:
-        connection.execute(_INSERT_DOCUMENT, {**name, "body": effect.document, "at": effect.at})
+    if _DOCUMENT.execute(connection, name).first() is None:
+        _INSERT_DOCUMENT.execute(connection, {**name, "body": effect.document, "at": effect.at})
 
 
 def _answer(connection: Connection, effect: f.Answered) -> None:
@@ -340,4 +341,4 @@ def _end(connection: Connection, registry: str, model: str, environments: tuple[
     if not environments:
         connection.execute(_END.values(until=at), here)
     for name in environments:
-        connection.execute(_END_ONE, {**here, "in_environment": name, "at": at})
+        _END_ONE.execute(connection, {**here, "in_environment": name, "at": at})
