@@ -26,6 +26,7 @@ from service.journal import schema
 from tests.benchmarks.access import access_figures
 from tests.benchmarks.evaluations import evaluations
 from tests.benchmarks.keys import keys
+from tests.benchmarks.own_time import own_times
 from tests.benchmarks.promotion import promotions
 from tests.benchmarks.record import record
 from tests.benchmarks.tokens import tokens
@@ -260,6 +261,7 @@ def main() -> int:
     promotions(bench)
     evaluations(bench)
     record(bench)
+    own_times(bench)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         server = start_mlflow(directory / "m")
