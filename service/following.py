@@ -22,6 +22,8 @@ from service.unsettled import Outcome
 
 SELF = Principal(ITSELF, issuer="registry-gateway")
 _POLL_SECONDS = 1.0
+_GATHER_SECONDS = 0.02
+"""So long events are gathered after a ring: the answer to who made them goes first."""
 _WRITES_END_SECONDS = 1.0
 """So long a judging of another replica waits for writes that are under way here."""
 _PAGE = 500
@@ -91,6 +93,7 @@ class Following:
             except Exception as error:  # noqa: BLE001  # it must never end
                 _log.error("what other replicas do is not known", problem=f"{type(error).__name__}: {error}")
             await self._journal.more(rings, _POLL_SECONDS)
+            await asyncio.sleep(_GATHER_SECONDS)
 
     async def catch_up(self) -> None:
         """Follow the journal to its end.

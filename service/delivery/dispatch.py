@@ -129,14 +129,11 @@ class Dispatcher(Follower):
         seconds = max(0.0, min(self._flush_in(), self._next_look - time.monotonic(), LOOK_SECONDS))
         waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self._stirred.wait())]
         if listening:
-            waiting.append(asyncio.create_task(self._heard(rings, seconds)))
+            waiting.append(asyncio.create_task(self._listen(rings, seconds)))
         try:
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self._stop(waiting)
-
-    async def _heard(self, rings: int, seconds: float) -> None:
-        await self._journal.more(rings, seconds)
 
     @staticmethod
     async def _stop(tasks: Iterable[asyncio.Task[Any]]) -> None:

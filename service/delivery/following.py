@@ -19,6 +19,8 @@ FLUSH_SECONDS = 1.0
 """How far a sink has come is written so often; a kill repeats what was delivered since."""
 LOOK_SECONDS = 1.0
 """At least so often it is looked whether there is something to do, and whether this replica still leads."""
+_GATHER_SECONDS = 0.02
+"""So long events are gathered after a ring: the answer to who made them goes first."""
 _AGAIN_SECONDS = 1.0
 _log = structlog.get_logger()
 
@@ -102,6 +104,11 @@ class Follower:
     async def _serve(self, places: frozenset[str]) -> None:
         """Deliver from `_position` on, until this replica does not lead any more; *places* have something pending."""
         raise NotImplementedError
+
+    async def _listen(self, rings: int, seconds: float) -> None:
+        """Return a moment after there is more in the journal than when it had rung *rings* times."""
+        await self._journal.more(rings, seconds)
+        await asyncio.sleep(min(_GATHER_SECONDS, seconds))
 
     def note(self, problem: str) -> None:
         """Say why it does not get on, once; nothing where it does."""

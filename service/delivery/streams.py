@@ -36,7 +36,7 @@ class StreamFollower(Follower):
             if self._flush_in() <= 0:
                 await self._flush()
             if not page:
-                await self._journal.more(rings, min(self._flush_in(), LOOK_SECONDS))
+                await self._listen(rings, min(self._flush_in(), LOOK_SECONDS))
 
     async def _write(self, events: list[Event]) -> bool:
         """Write until it is taken; False when that is another replica's business now."""

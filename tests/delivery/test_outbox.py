@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import asyncpg
 import pytest
 
 from service.delivery.dispatch import delivery_of
 from service.effects import Follows, Reached, Redelivered
 from service.event import build_event
+from service.journal import schema
+from service.journal.bell import CHANNEL
 from service.journal.outbox import KEPT_SECONDS
-from tests.contract.test_journal import journal, url
+from service.journal.store import SqlJournal
+from tests.contract.conftest import journal, url
 from tests.delivery.events import event_about
 
 __all__ = ["journal", "url"]
@@ -87,15 +91,31 @@ async def test_the_log_is_paged_by_the_event_newest_first_and_forgets_what_was_d
     assert [item.sequence for item in await journal.deliveries("webhook:a", None, None, 9)] == [4, 3]
 
 
-async def test_nothing_of_a_sink_wakes_who_follows(journal):
-    await journal.append([event_about("iris")])
-    async with asyncio.timeout(5):
-        while journal.rings == 0:
-            await journal.more(0, 0.1)
-    rings = journal.rings
+async def test_nothing_of_a_sink_wakes_who_follows_in_this_process(tmp_path):
+    schema.upgrade(f"sqlite:///{tmp_path / 'journal.db'}")
+    journal = SqlJournal(f"sqlite:///{tmp_path / 'journal.db'}")
+    await journal.start()
     await journal.append([], [Follows("stdout", NOW), Reached("stdout", 1, NOW)])
-    await journal.more(rings, 0.3)
-    assert journal.rings == rings
+    assert journal.rings == 0
+    await journal.append([event_about("iris")])
+    assert journal.rings == 1
+    await journal.close()
+
+
+async def test_nothing_of_a_sink_wakes_other_replicas(postgres):
+    url = await postgres.database()
+    await asyncio.to_thread(schema.upgrade, url)
+    journal, connection = SqlJournal(url), await asyncpg.connect(url)
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    await connection.add_listener(CHANNEL, lambda *arguments: heard.put_nowait(arguments[3]))
+    await journal.start()
+    await journal.append([], [Follows("stdout", NOW), Reached("stdout", 1, NOW)])
+    await journal.append([event_about("iris")])
+    await connection.execute(f"NOTIFY {CHANNEL}, 'last'")
+    async with asyncio.timeout(30):
+        assert [await heard.get(), await heard.get()] == ["", "last"]
+    await journal.close()
+    await connection.close()
 
 
 @pytest.mark.parametrize("model", [None, "iris"])
