@@ -157,7 +157,7 @@ class Application:
             max_seconds=settings.tokens.max_seconds if settings.tokens else 0,
             keys=signing.document if signing else None,
         )
-        self.changes = Changes(settings.lock_seconds, locks_of(configuration))
+        self.changes = Changes(settings.lock_seconds, locks_of(configuration), settings.journal.deadline_seconds)
         gatherer = Gatherer(self.journal, self.trail.now)
         ownership = Ownership()
         sources = {name: registry.sources for name, registry in registries.items()}
@@ -275,6 +275,7 @@ class Application:
             proxies=Proxies(self.configuration.settings.listen.trusted_proxies),
             limits=Limits(bounds_of(self.configuration.settings)),
             replicas=self.replicas,
+            journal_seconds=self.configuration.settings.journal.deadline_seconds,
         )
 
     @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from service.keeping import Journal, OpenOperation, Undo
 from service.masking import NO_MASKS, Masks
 from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
+from service.patience import left, lift
 
 _log = structlog.get_logger()
 
@@ -245,8 +247,18 @@ class Trail:
                 await self._still_held()
             except GatewayError as error:
                 operation.detail, error.operation = error.detail, operation.id
-                await self.outcome(operation, "failed")
+                await self._outcome_in_time(operation)
                 raise
+        lift()
+
+    async def _outcome_in_time(self, operation: Operation) -> None:
+        """Record that nothing was forwarded; whoever waits for it does not wait longer than for the intent."""
+        seconds = left(math.inf)
+        lift()
+        task = asyncio.create_task(self.outcome(operation, "failed"))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+        await asyncio.wait([task], timeout=None if math.isinf(seconds) else seconds)
 
     async def outcome(self, operation: Operation, outcome: str, effects: Sequence[Effect] = ()) -> None:
         """Record how it ended.

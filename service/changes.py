@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
-from service.errors import Busy
+from service.errors import Busy, JournalUnavailable
 from service.held import Held, LockLost, holding
+from service.patience import patient
 
 T = TypeVar("T")
 
@@ -32,8 +34,14 @@ class Locks(Protocol):
 class Changes:
     """From intent to outcome a change must not be cancelled: neither by a client that hangs up nor by a stop."""
 
-    def __init__(self, lock_seconds: float = 10.0, locks: Locks | None = None) -> None:
-        """Wait at most *lock_seconds* for another change of the same model; *locks* are seen by other replicas."""
+    def __init__(
+        self, lock_seconds: float = 10.0, locks: Locks | None = None, journal_seconds: float = math.inf
+    ) -> None:
+        """Wait at most *lock_seconds* for another change of the same model; *locks* are seen by other replicas.
+
+        For the journal a change waits at most *journal_seconds* in all, until its intent is durable.
+        """
+        self._journal_seconds = journal_seconds
         self._tasks: set[asyncio.Task[Any]] = set()
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._lock_seconds = lock_seconds
@@ -41,7 +49,8 @@ class Changes:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run *work* to its end, even if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(work)
+        with patient(self._journal_seconds, change=True):
+            task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -67,7 +76,8 @@ class Changes:
         """Hold the locks of *models* (sorted, so that two renames cannot block each other).
 
         Raises:
-            Busy: not had within *seconds*, or nobody can tell. Nothing was forwarded.
+            Busy: not had within *seconds*. Nothing was forwarded.
+            JournalUnavailable: nobody can tell. Nothing was forwarded.
         """
         deadline = time.monotonic() + (self._lock_seconds if seconds is None else seconds)
         async with contextlib.AsyncExitStack() as stack:
@@ -89,7 +99,7 @@ class Changes:
             raise _busy(models[0]) from None
         except LockLost as error:
             message = f"The locks that replicas share cannot be had ({error}); nothing was forwarded. Try again."
-            raise Busy(message) from None
+            raise JournalUnavailable(message) from None
 
     @contextlib.asynccontextmanager
     async def _one(self, registry: str, model: str, deadline: float) -> AsyncIterator[None]:

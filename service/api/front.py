@@ -6,6 +6,7 @@ leaves exactly one event.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -89,13 +90,15 @@ class Front:
         proxies: Proxies | None = None,
         limits: Limits | None = None,
         replicas: Replicas | None = None,
+        journal_seconds: float = math.inf,
     ) -> None:
         """Send paths for which *own_paths* holds to *own*, all others to *dialect*.
 
         *public* are the exact paths whose routes said themselves that they need no authentication. A Host header
         names one of *hosts*, if there are any. *proxies* are believed about the client's address.
         *noting* begins to note by which revision a request is decided.
-        *limits* say who sends too much. *replicas* answer requests with an Idempotency-Key, too.
+        *limits* say who sends too much. *replicas* answer requests with an Idempotency-Key, too, and
+        those wait for the journal at most *journal_seconds*.
         """
         self._hosts = frozenset(hosts)
         self._proxies = proxies or Proxies(())
@@ -106,7 +109,7 @@ class Front:
         self._render_dialect_error = render_dialect_error
         self._authenticate = authenticate
         self._trail = trail
-        self._idempotency = Idempotency(trail, access, replicas)
+        self._idempotency = Idempotency(trail, access, replicas, journal_seconds)
         self.floods = Floods(trail, failures, OTHERS)
         self._limits = limits or Limits(Bounds())
         self._limited = Floods(trail, limited, OTHERS, each_minute=LIMITED_EACH_MINUTE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 
@@ -28,6 +29,7 @@ from service.effects import Answered
 from service.errors import GatewayError, IdempotencyKeyReused, InvalidRequest, OperationPending
 from service.keeping import StoredAnswer
 from service.model import Call, Principal
+from service.patience import patient
 from service.replicas import OneReplica, Replicas
 
 _KINDS = ("application/json", "application/x-protobuf")
@@ -47,11 +49,15 @@ _log = structlog.get_logger()
 class Idempotency:
     """Gives the answer of the first POST with a key to every further one of the same principal."""
 
-    def __init__(self, trail: Trail, access: Access, replicas: Replicas | None = None) -> None:
+    def __init__(
+        self, trail: Trail, access: Access, replicas: Replicas | None = None, journal_seconds: float = math.inf
+    ) -> None:
         """Keep answers in *trail*'s journal; *access* decides again before one is repeated.
 
-        *replicas* have keys of their own requests under way.
+        *replicas* have keys of their own requests under way. A request waits for the journal at most
+        *journal_seconds* in all, until the intent of its change is durable.
         """
+        self._journal_seconds = journal_seconds
         self._replicas = replicas or OneReplica()
         self._trail = trail
         self._access = access
@@ -76,6 +82,11 @@ class Idempotency:
             message = "An Idempotency-Key has 1 to 255 visible ASCII characters, without spaces."
             raise InvalidRequest(message)
         body = await read_body(scope, receive, MAX_BODY_BYTES, _KINDS)
+        with patient(self._journal_seconds):
+            await self._answer(app, sent, body, scope, receive, send)
+
+    async def _answer(self, app: ASGI, sent: str, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with a key, of which nothing is under way yet (see `__call__`)."""
         principal = scope["state"]["principal"]
         key = _hash(principal.subject, sent)
         fingerprint = self._trail.masks.keyed(_fingerprint(scope, principal, body))

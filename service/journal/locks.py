@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import asyncpg
 
 from service.held import Held, LockLost
 from service.journal.database import FAILURES, POSTGRES
+from service.patience import begun, left, waiting
 
 _CHECK_SECONDS = 1.0
 LEASE_SECONDS = 5
 """A process that stands still for so long, or is cut off, loses its locks: the server ends its connection."""
 _KEEP_SECONDS = 1.0
-_TRY = "SELECT pg_try_advisory_lock($1)"
+_TRY = f"SELECT pg_try_advisory_lock($1), set_config('idle_session_timeout', '{LEASE_SECONDS * 1000}', false)"
+_SLICE_SECONDS = 0.25
+"""So long the server is trusted to wait for a lock before it has to say that it is still there."""
 _HELD = """
     SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = pg_backend_pid()
@@ -36,6 +40,8 @@ class PostgresLocks:
         self._seconds = connect_seconds
         self._free: list[asyncpg.Connection] = []
         self._places = asyncio.Semaphore(_CONNECTIONS)
+        self._lost_at = -math.inf
+        """When the server was last found not to answer, if it has not answered since."""
 
     @contextlib.asynccontextmanager
     async def hold(self, names: Sequence[str], seconds: float) -> AsyncIterator[Held]:
@@ -49,11 +55,14 @@ class PostgresLocks:
         async with asyncio.timeout(seconds or _CHECK_SECONDS):
             await self._places.acquire()
         try:
+            if self._lost_at > begun():  # who waited for another one that was refused is not kept waiting once more
+                message = "the server does not answer"
+                raise LockLost(message)
             connection = await self._connection()
             usable = False
             try:
                 for key in keys:
-                    if not await self._lock(connection, key, seconds and max(0.001, deadline - time.monotonic())):
+                    if not await self._lock(connection, key, deadline):
                         usable = await self._unlock(connection)
                         raise TimeoutError
                 held = _Held(connection, keys)
@@ -61,8 +70,8 @@ class PostgresLocks:
                 try:
                     yield held
                 finally:
-                    await held.leave(keeper)
-                    usable = await self._unlock(connection)
+                    usable = await self._unlock(connection, held, keeper)
+                    keeper.cancel()
             finally:
                 if usable:
                     self._free.append(connection)
@@ -82,37 +91,54 @@ class PostgresLocks:
             connection = self._free.pop()
             if not connection.is_closed():
                 return connection
-        try:
-            return await asyncpg.connect(
-                self._url,
-                timeout=self._seconds,
-                server_settings={"application_name": "registry-gateway locks"},
-            )
-        except FAILURES as error:
-            raise LockLost(type(error).__name__) from None
+        with self._answers():
+            async with waiting(self._seconds):
+                return await asyncpg.connect(
+                    self._url,
+                    timeout=self._seconds,
+                    server_settings={"application_name": "registry-gateway locks"},
+                )
 
-    @staticmethod
-    async def _lock(connection: asyncpg.Connection, key: int, seconds: float) -> bool:
+    async def _lock(self, connection: asyncpg.Connection, key: int, deadline: float) -> bool:
         """Take one lock; tell whether it was had."""
+        with self._answers():
+            async with waiting(_CHECK_SECONDS):
+                if await connection.fetchval(_TRY, key):
+                    return True
+            while (rest := deadline - time.monotonic()) > 0:  # another one has it, and the server is asked now and then
+                rest = min(rest, _SLICE_SECONDS)
+                with contextlib.suppress(asyncpg.LockNotAvailableError):
+                    async with asyncio.timeout(rest + left(_CHECK_SECONDS)):
+                        await connection.execute(
+                            f"SET lock_timeout = {max(1, int(rest * 1000))}; SELECT pg_advisory_lock({key})"
+                        )
+                    return True
+        return False
+
+    @contextlib.contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Note whether the server answers.
+
+        Raises:
+            LockLost: it does not.
+        """
         try:
-            await connection.execute(
-                f"SET lock_timeout = {max(1, int(seconds * 1000))}; SET idle_session_timeout = {LEASE_SECONDS * 1000}",
-                timeout=_CHECK_SECONDS,
-            )
-            if seconds <= 0:
-                return bool(await connection.fetchval(_TRY, key, timeout=_CHECK_SECONDS))
-            await connection.execute(f"SELECT pg_advisory_lock({key})", timeout=seconds + _CHECK_SECONDS)
-        except asyncpg.LockNotAvailableError:
-            return False
+            yield
         except FAILURES as error:
+            self._lost_at = time.monotonic()
             raise LockLost(type(error).__name__) from None
-        return True
+        self._lost_at = -math.inf
 
     @staticmethod
-    async def _unlock(connection: asyncpg.Connection) -> bool:
+    async def _unlock(
+        connection: asyncpg.Connection, held: _Held | None = None, keeper: asyncio.Task[None] | None = None
+    ) -> bool:
         """Give the locks back; tell whether the connection can be used again."""
         try:
-            await connection.execute(_UNLOCK, timeout=_CHECK_SECONDS)
+            async with waiting(_CHECK_SECONDS):
+                if held is not None and keeper is not None:
+                    await held.leave(keeper)
+                await connection.execute(_UNLOCK)
         except FAILURES:
             return False
         return True
@@ -146,8 +172,8 @@ class _Held:
             LockLost: it cannot be told, so nothing may be written.
         """
         try:
-            async with self._turn:
-                rows = await self._connection.fetch(_HELD, timeout=_CHECK_SECONDS)
+            async with waiting(_CHECK_SECONDS), self._turn:
+                rows = await self._connection.fetch(_HELD)
         except FAILURES as error:
             raise LockLost(type(error).__name__) from None
         if not self._keys <= {row["key"] for row in rows}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from service.journal.queries import END, read_page
 from service.keeping import ANY, Kept, KnownOperation, OpenOperation, Page, StoredAnswer, UnsettledOperation
 from service.model import People
 from service.owners import TELLING
+from service.patience import waiting
 from service.records import (
     Approval,
     Creation,
@@ -131,7 +131,7 @@ class Reads:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
-            async with asyncio.timeout(self._deadline):
+            async with waiting(self._deadline):
                 return await self._database.read(work)
         except FAILURES as error:
             _log.error("journal read failed", problem=type(error).__name__)

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import asyncpg
 import structlog
@@ -17,12 +17,14 @@ from service.errors import Busy, JournalUnavailable
 from service.held import LockLost
 from service.journal.database import FAILURES
 from service.journal.locks import key_of
-from service.journal.session import CHANNEL, LEASE_SECONDS, Session
+from service.journal.session import CHANNEL, LEASE_SECONDS, UNKNOWN, Session
+from service.patience import waiting as patient_for
 from service.replicas import Judged, Judging, Published
 
+T = TypeVar("T")
 _PACE_SECONDS = 1.0
 _TRIES = 5
-"""So often what one question may take, a start waits to join."""
+"""So often what one question may take, a start waits to join, and whoever asks waits for all before it."""
 _ANSWER_SECONDS = LEASE_SECONDS + 1.0
 _BEAT = """
     INSERT INTO replicas (source, seen_at) VALUES ($1, extract(epoch FROM clock_timestamp()))
@@ -75,7 +77,7 @@ class PostgresReplicas:
         self._ended: dict[bool, set[str]] = {True: set(), False: set()}
         """Judgings to be let go of: those that are settled, and those whose operation is not."""
         self._look_again = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._started: asyncio.Task[None] | None = None
 
     def lease(self) -> int:
@@ -124,13 +126,10 @@ class PostgresReplicas:
         waiting = self._waiting[judging.id] = _Waiting()
         found = _Published(self, judging.id, self.lease())
         try:
-            async with self._session.asking() as connection:
-                values = dataclasses.asdict(judging) | {"behind": json.dumps(sorted(judging.behind))}
-                row = (values.pop("id"), self._source, *values.values())
-                await connection.fetch(_PUBLISH, *row, timeout=self._seconds)
+            await self._in_time(self._tell(judging))
             await self._answers(waiting)
             await found.check()
-        except (JournalUnavailable, LockLost):
+        except (JournalUnavailable, LockLost, TimeoutError):
             found.end(settled=True)
             message = "It cannot be told what other replicas write just now; nothing was changed. Try again."
             raise Busy(message) from None
@@ -141,10 +140,29 @@ class PostgresReplicas:
             del self._waiting[judging.id]
         return found
 
+    async def _tell(self, judging: Judging) -> None:
+        async with self._session.asking() as connection:
+            values = dataclasses.asdict(judging) | {"behind": json.dumps(sorted(judging.behind))}
+            row = (values.pop("id"), self._source, *values.values())
+            await connection.fetch(_PUBLISH, *row, timeout=self._seconds)
+
+    async def _in_time(self, question: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+        """Ask, and give up waiting when the present change must; the question goes on to its own end."""
+        task = question if isinstance(question, asyncio.Task) else asyncio.create_task(question)
+        self._tasks.add(task)
+        task.add_done_callback(self._asked)
+        async with patient_for(_TRIES * self._seconds):
+            return await asyncio.shield(task)
+
+    def _asked(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may wait for it any more
+
     async def _answers(self, waiting: _Waiting) -> None:
         deadline = time.monotonic() + _ANSWER_SECONDS
         while True:
-            left = await self.living() - {self._source} - waiting.sealed
+            left = await self._in_time(self.living()) - {self._source} - waiting.sealed
             if waiting.busy:
                 message = "Something behind the version is being written just now, in another replica. Try again."
                 raise Busy(message)
@@ -167,6 +185,16 @@ class PostgresReplicas:
 
     async def claim(self, names: Sequence[str]) -> str | None:
         """Claim *names*, all or none; return the first that is another's."""
+        task = asyncio.create_task(self._claim(names))
+        try:
+            return await self._in_time(task)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._in_background(self._unclaim(task, names))  # it may be had in the next moment
+            if isinstance(error, TimeoutError):
+                raise JournalUnavailable(UNKNOWN) from None
+            raise
+
+    async def _claim(self, names: Sequence[str]) -> str | None:
         had: list[str] = []
         try:
             async with self._session.asking() as connection:
@@ -181,10 +209,15 @@ class PostgresReplicas:
                 self._in_background(self._give_back(had))
         return None
 
+    async def _unclaim(self, claiming: asyncio.Task[str | None], names: Sequence[str]) -> None:
+        if await claiming is None:
+            await self.release(names)
+
     async def release(self, names: Sequence[str]) -> None:
         """Give back what was claimed, also where the caller is cancelled meanwhile."""
         self._claimed.difference_update(names)
-        await asyncio.shield(self._in_background(self._give_back(names)))
+        with contextlib.suppress(TimeoutError):
+            await self._in_time(self._in_background(self._give_back(names)))
 
     async def _give_back(self, names: Sequence[str]) -> None:
         async with self._session.asking() as connection:

@@ -15,7 +15,7 @@ from service.journal.database import FAILURES, POSTGRES
 LEASE_SECONDS = 5.0
 """A process that has not renewed its lease for so long is not waited for any more."""
 CHANNEL = "registry_gateway_replicas"
-_UNKNOWN = "The journal does not say what other replicas do."
+UNKNOWN = "The journal does not say what other replicas do."
 _log = structlog.get_logger()
 
 
@@ -54,7 +54,7 @@ class Session:
         except FAILURES as error:
             _log.warning("it cannot be told which other replicas there are", problem=type(error).__name__)
             self.lose()
-            raise JournalUnavailable(_UNKNOWN) from None
+            raise JournalUnavailable(UNKNOWN) from None
 
     @property
     def is_open(self) -> bool:
@@ -71,13 +71,13 @@ class Session:
         async with self._turn:
             connection = self._connection
             if connection is None or connection.is_closed():
-                raise JournalUnavailable(_UNKNOWN)
+                raise JournalUnavailable(UNKNOWN)
             try:
                 yield connection
             except FAILURES as error:
                 _log.warning("lost the other replicas", problem=type(error).__name__)
                 self.lose()
-                raise JournalUnavailable(_UNKNOWN) from None
+                raise JournalUnavailable(UNKNOWN) from None
 
     def lose(self) -> None:
         """Give the connection up."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -18,6 +20,7 @@ from service.journal.outbox import OutboxReads
 from service.journal.writes import Head, Job, Stored, head_of, holds, store, stored_of
 from service.keeping import Undo
 from service.model import People
+from service.patience import begun, waiting
 
 _MAX_BATCH = 256
 _NOTIFY = text(f"NOTIFY {CHANNEL}")
@@ -25,6 +28,7 @@ _NOT_THIS = (
     "The journal does not hold what was stored in it: it was replaced, or has lost events. "
     "Put it back, or restart the gateway to go on with this one."
 )
+_LATE = "The journal did not answer in time."
 _log = structlog.get_logger()
 
 
@@ -38,6 +42,8 @@ class SqlJournal(OutboxReads):
         self._head: Head | None = None
         self._last: Head | None = None
         """The last event that this process stored: a journal without it is another one."""
+        self._late_at = -math.inf
+        """When it last did not answer in time, if it has not since."""
         self._doubtful: list[Job] = []
         self._writer: asyncio.Task[None] | None = None
         self._bell = Bell() if url.startswith(SQLITE) else PostgresBell(url, deadline_seconds)
@@ -72,17 +78,19 @@ class SqlJournal(OutboxReads):
         finish: Callable[[Event], Event] | None = None,
     ) -> list[Event]:
         """Store events and effects in one transaction (see `service.keeping.Journal`)."""
+        if self._late_at > begun():  # who waited for another one that was refused is not kept waiting once more
+            raise JournalUnavailable(_LATE)
         job = Job(events, effects, asyncio.get_running_loop().create_future(), undo, finish=finish)
         self._jobs.put_nowait(job)
         try:
-            async with asyncio.timeout(self._deadline):  # wait_for can swallow a cancellation before Python 3.12
+            async with waiting(self._deadline):  # wait_for can swallow a cancellation before Python 3.12
                 return await asyncio.shield(job.done)
         except TimeoutError:
             if job.done.done():  # it was stored in the last instant
                 return await job.done
             job.abandoned = True
-            message = "The journal did not answer in time."
-            raise JournalUnavailable(message) from None
+            self._late_at = time.monotonic()
+            raise JournalUnavailable(_LATE) from None
         except asyncio.CancelledError:
             job.abandoned = True
             raise
@@ -130,7 +138,7 @@ class SqlJournal(OutboxReads):
                 return
             self._fail(jobs, error)
         else:
-            self._doubtful = []
+            self._doubtful, self._late_at = [], -math.inf
             self._last = self._head if any(isinstance(events, list) and events for events in stored) else self._last
             if any(job.events for job in jobs):
                 self._bell.ring()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from service.changes import Changes
-from service.errors import Busy
+from service.errors import Busy, JournalUnavailable
 from service.held import LockLost, still_held
 from service.journal.locks import PostgresLocks
 from tests.postgres import execute
@@ -84,7 +84,7 @@ async def test_a_lock_given_to_somebody_else_is_lost(replicas, url):
 
 async def test_no_server_no_lock(tmp_path):
     changes = Changes(1.0, PostgresLocks(f"postgresql://nobody@/nothing?host={tmp_path}", 0.5))
-    with pytest.raises(Busy, match=r"cannot be had.*nothing was forwarded"):
+    with pytest.raises(JournalUnavailable, match=r"cannot be had.*nothing was forwarded"):
         async with changes.lock("main", ("iris",)):
             pytest.fail("held")
 
