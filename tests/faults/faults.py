@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.faults.deployment import PASS_ON, Deployment
-from tests.faults.gateway import FAILPOINTS
+from tests.faults.failpoints import FAILPOINTS
 from tests.postgres import execute
 
 Figures = dict[str, Any]

@@ -1,7 +1,7 @@
 """``registry-gateway`` with failpoints and a clock that tests set: ``python -m tests.faults.gateway serve …``.
 
 The product holds no failpoint, and reads no setting for one: this entry point, which no package contains, wraps named
-seams of it and runs the same command. A worker process is a fork of it.
+seams of it and runs the same command. A worker process is a fork of it. To import it is to change the process.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ os.register_at_fork(after_in_child=_begin)  # a worker is a fork, and a fork has
 from service import audit  # noqa: E402
 from service.backends import http  # noqa: E402
 from service.journal import database  # noqa: E402
-
-FAILPOINTS = ("before-intent", "before-commit", "after-commit", "after-intent", "after-answer", "after-outcome")
+from tests.faults.failpoints import FAILPOINTS  # noqa: E402
 
 
 def reach(name: str) -> None:
     """Kill the whole process group when the failpoint is reached for the nth time."""
+    assert name in FAILPOINTS
     if name != _armed[0]:
         return
     _armed[1] -= 1

@@ -6,14 +6,17 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from service import app
 from tests.conftest import new_journal
-from tests.faults import gateway
 from tests.faults.checker import Checker, Counts
 from tests.faults.deployment import deployed
+from tests.faults.failpoints import FAILPOINTS
 from tests.faults.faults import FAULTS, POSTGRES, SQLITE, possible
 from tests.faults.long import postgres_in
 from tests.faults.proxy import Seen
@@ -131,7 +134,12 @@ def test_a_log_that_cannot_be_written_fails_nothing(monkeypatch):
 
 
 def test_the_product_knows_no_failpoint():
-    assert {f"kill -9 {name}" for name in gateway.FAILPOINTS} <= set(FAULTS)
-    source = "".join(path.read_text() for path in (gateway.Path(app.__file__).parent).rglob("*.py"))
+    assert {f"kill -9 {name}" for name in FAILPOINTS} <= set(FAULTS)
+    source = "".join(path.read_text() for path in (Path(app.__file__).parent).rglob("*.py"))
     assert "failpoint" not in source.lower()
     assert "TEST_" not in source
+
+
+def test_the_process_of_the_tests_has_no_failpoint_and_the_real_clock():
+    assert "tests.faults.gateway" not in sys.modules
+    assert time.time.__module__ == "time"
