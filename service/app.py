@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import signal
 import sys
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -128,7 +127,7 @@ class Application:
         signing = self._take_credentials(configuration)
         self.trail = Trail(
             self.journal,
-            source=f"/registry-gateway/{settings.audit.cluster}/{settings.audit.replica_name}/{uuid.uuid4()}",
+            source=settings.audit.new_source(),
             still_held=self._may_write,
             masks=masks_of(configuration),
         )
@@ -360,7 +359,7 @@ class Application:
 
     async def _retain(self) -> None:
         """Archive and prune once a day, where that is configured and this process does it for all."""
-        retention = retention_of(self.configuration, self.trail.now)
+        retention = retention_of(self.configuration, self.trail.now, self.trail.source)
         if retention is not None:
             await retention.run_daily(self.leads)
 

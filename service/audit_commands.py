@@ -164,7 +164,8 @@ def _retain(what: str, options: argparse.Namespace) -> int:
     url = configuration.journal_url()
     check(url)
     lag = settings.max_lag_days if settings else None
-    retention = Retention(url, place.absolute(), keep_days=days, now=time.time, max_lag_days=lag)
+    source = configuration.settings.audit.new_source()
+    retention = Retention(url, place.absolute(), keep_days=days, now=time.time, source=source, max_lag_days=lag)
     if what == "archive":
         say(f"{place}: {retention.archive()} events archived")
     else:

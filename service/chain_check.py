@@ -36,6 +36,19 @@ class Signed(msgspec.Struct, frozen=True):
     signature: str
 
 
+class Range(msgspec.Struct, frozen=True):
+    """Events that were pruned, and the hashes before the first of them and of the last."""
+
+    first: int
+    last: int
+    previous: str
+    hash: str
+
+
+class _Pruned(msgspec.Struct, frozen=True):
+    ranges: tuple[Range, ...]
+
+
 class _Actor(msgspec.Struct, frozen=True):
     subject: str
 
@@ -54,6 +67,7 @@ class _Data(msgspec.Struct, frozen=True):
     sequence: int
     previous: str
     checkpoint: Signed | None = None
+    pruned: _Pruned | None = None
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -91,6 +105,8 @@ class Found:
     archived: int = 0
     """Events that are in archives; the chain goes on over them."""
     archives: list[str] = dataclasses.field(default_factory=list)
+    pruned: set[Range] = dataclasses.field(default_factory=set)
+    """What its events say was pruned."""
     checkpoints: int = 0
     checkpoint: Checkpoint | None = None
     """The last one; where keys are trusted, the last that one of them signed."""
@@ -105,6 +121,11 @@ class Hole:
     previous: str
     hash: str
     archive: str
+
+    @property
+    def range(self) -> Range:
+        """What the event of the prune says of it."""
+        return Range(self.first, self.last, self.previous, self.hash)
 
 
 def _read(body: bytes) -> Said:
@@ -162,6 +183,8 @@ class Chain:
             _check_columns(number, said, columns)
         if data.phase == "checkpoint":
             self._check(number, said)
+        if data.pruned is not None and data.action == "audit:prune":
+            self.found.pruned.update(data.pruned.ranges)
         self._go_on(number, number, data.previous, digest or digest_of(body))
         self.found.events += 1
 
@@ -256,6 +279,7 @@ def join(parts: Sequence[Found]) -> Found:
         whole.events += part.events
         whole.archived += part.archived
         whole.archives += part.archives
+        whole.pruned |= part.pruned
         whole.checkpoints += part.checkpoints
         whole.checkpoint = part.checkpoint or whole.checkpoint
     return whole

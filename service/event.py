@@ -29,6 +29,7 @@ EVENT_ACTIONS = ACTIONS | {
     "environment:drift",
     "environment:revert",
     "audit:checkpoint",
+    "audit:prune",
     "environment:conflict",
 }
 """What events are about: the actions of the policy, and what the gateway finds or does by itself."""

@@ -305,8 +305,8 @@ def _filter_of(outlet: EndpointOutlet) -> Filter:
     return Filter(outlet.events, outlet.models, outlet.environments)
 
 
-def retention_of(configuration: Configuration, now: Callable[[], float]) -> Retention | None:
-    """Make what archives and prunes the journal, if that is configured."""
+def retention_of(configuration: Configuration, now: Callable[[], float], source: str) -> Retention | None:
+    """Make what archives and prunes the journal, if that is configured; *source* names this process."""
     settings = configuration.settings.audit.retention
     if settings is None:
         return None
@@ -315,5 +315,6 @@ def retention_of(configuration: Configuration, now: Callable[[], float]) -> Rete
         configuration.path(settings.archive),
         keep_days=settings.keep_days,
         now=now,
+        source=source,
         max_lag_days=settings.max_lag_days,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import uuid
 from urllib.parse import urlsplit
 
 import msgspec
@@ -69,6 +70,10 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hmac_key_file: str | None = None
     retention: Retention | None = None
     """Left out: events stay in the journal."""
+
+    def new_source(self) -> str:
+        """Name this process in its events: another one at each start."""
+        return f"/registry-gateway/{self.cluster}/{self.replica_name}/{uuid.uuid4()}"
 
     @property
     def replica_name(self) -> str:

@@ -140,6 +140,7 @@ class SqliteDatabase:
         try:
             connection = self._connected()
             with connection.begin():
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # what is read now is what is written to
                 done = work(connection)
                 self._files.remember_log()
         except FAILURES:

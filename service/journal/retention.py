@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,20 @@ from sqlalchemy import Connection, and_, delete, func, insert, not_, or_, select
 
 from service.chain import GENESIS
 from service.errors import BadConfiguration, GatewayError
+from service.event import Event, build_event
 from service.journal import tables as t
 from service.journal.archive import Archived, Manifest, manifests, read_segment, write_segment
 from service.journal.database import FAILURES, Database, open_database, shown
 from service.journal.looking import Look
 from service.journal.reads import TELLS_OWNERS
-from service.model import resource
+from service.journal.writes import Job, head_of, store
+from service.model import ITSELF, resource
 
 DAY_SECONDS = 86400.0
+ACTION = "audit:prune"
 _SEGMENT = 5_000
+_MAX_RANGES = 50
+"""So many fit into one event."""
 _WRITE_SECONDS = 10.0
 _FIRST_SECONDS = 60.0
 _PAGE = "SELECT sequence, body, hash, time FROM events WHERE sequence > :last ORDER BY sequence LIMIT :page"
@@ -50,9 +56,12 @@ class Retention:
         *,
         keep_days: float,
         now: Callable[[], float],
+        source: str,
         max_lag_days: float | None = None,
     ) -> None:
         """Keep events of *keep_days* in the journal *url*; older ones go into the directory *archive*.
+
+        *source* names this process in the events that say what was pruned.
 
         No event is pruned that a follower has not read, unless it stood still for *max_lag_days*.
         """
@@ -61,6 +70,7 @@ class Retention:
         self._keep_seconds = keep_days * DAY_SECONDS
         self._lag_seconds = None if max_lag_days is None else max_lag_days * DAY_SECONDS
         self._now = now
+        self._source = source
 
     def archive(self) -> int:
         """Write what is old into the archive; return how many events. The journal is not changed.
@@ -97,7 +107,7 @@ class Retention:
     async def prune(self) -> int:
         """Delete from the journal what is in the archive, is old, and is asked for by nothing; return how many.
 
-        A segment is read and verified before anything of it is deleted, in one transaction with the note of it.
+        A segment is read and verified before anything of it is deleted, in one transaction with the event that says so.
 
         Raises:
             BadConfiguration: the archive is not whole, or not this journal's. Nothing of that segment is deleted.
@@ -117,26 +127,49 @@ class Retention:
             return 0
         rows = await asyncio.to_thread(read_segment, self._archive, segment)
         hashes = {segment.first - 1: segment.previous, **{sequence: digest for sequence, _, digest in rows}}
-        return await database.write(partial(self._delete, segment, hashes))
+        job = Job((), (), asyncio.get_running_loop().create_future(), None)
+        return await database.write(partial(self._delete, segment, hashes, job))
 
-    def _delete(self, segment: Manifest, hashes: dict[int, str], connection: Connection) -> int:
+    def _delete(self, segment: Manifest, hashes: dict[int, str], job: Job, connection: Connection) -> int:
         connection.execute(_ALONE)
         deletable = self._deletable(connection, segment)
         for sequence, digest in deletable:
             if hashes[sequence] != digest:
                 message = f"{self._archive}: event {sequence} is not the one in {shown(self._url)}; nothing was pruned"
                 raise BadConfiguration(message)
+        ranges = []
         for first, last in _runs(sequence for sequence, _ in deletable):
             values = {"first": first, "last": last, "previous": hashes[first - 1], "hash": hashes[last]}
             connection.execute(insert(t.pruned).values(**values, archive=segment.stem, at=self._now()))
             connection.execute(delete(t.events).where(_c.sequence.between(first, last)))
+            ranges.append(values)
+        parts = [ranges[at : at + _MAX_RANGES] for at in range(0, len(ranges), _MAX_RANGES)]
+        job.events = [self._event(segment, part) for part in parts]
+        if parts:
+            store(connection, [job], head_of(connection))
         return len(deletable)
+
+    def _event(self, segment: Manifest, ranges: list[dict[str, Any]]) -> Event:
+        """Make the event that says what is deleted: it is in the chain, so a hole that nobody made shows."""
+        data = {
+            **dict.fromkeys(("model", "version", "environment", "verdict")),
+            "phase": "outcome",
+            "operation": str(uuid.uuid4()),
+            "outcome": "succeeded",
+            "actor": {"subject": ITSELF, "groups": [], "acting_for": None, "issuer": "", "credential": ""},
+            "action": ACTION,
+            "resource": "audit",
+            "registry": "",
+            "reason": "",
+            "pruned": {"archive": segment.stem, "ranges": ranges},
+        }
+        return build_event(ACTION, "outcome", data, self._source, self._now(), "audit")
 
     def _deletable(self, connection: Connection, segment: Manifest) -> list[tuple[int, str]]:
         """List sequence and hash of the events of a segment that nothing keeps."""
         before = self._now() - self._keep_seconds
         end = select(func.max(_c.sequence)).scalar_subquery()
-        kept = or_(TELLS_OWNERS, *self._of_operations(before), *self._held(connection))
+        kept = or_(TELLS_OWNERS, _c.action == ACTION, *self._of_operations(before), *self._held(connection))
         query = (
             select(_c.sequence, _c.hash)
             .where(

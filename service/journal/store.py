@@ -44,6 +44,8 @@ class SqlJournal(OutboxReads):
         """The last event that this process stored: a journal without it is another one."""
         self._late_at = -math.inf
         """When it last did not answer in time, if it has not since."""
+        self._version: object = None
+        """Of a database of one's own: another one when somebody else has written, such as who prunes it."""
         self._doubtful: list[Job] = []
         self._writer: asyncio.Task[None] | None = None
         self._bell = Bell() if url.startswith(SQLITE) else PostgresBell(url, deadline_seconds)
@@ -155,6 +157,9 @@ class SqlJournal(OutboxReads):
 
     def _store(self, connection: Connection, jobs: list[Job]) -> tuple[list[Stored], list[Job], Head]:
         """Store *jobs*; find which of those in doubt are stored after all."""
+        if self._database.alone:
+            version = connection.exec_driver_sql("PRAGMA data_version").scalar()
+            self._head, self._version = self._head if version == self._version else None, version
         if self._head is None and self._last is not None and not holds(connection, self._last):
             raise NotThisJournal(_NOT_THIS)
         head = self._head if self._database.alone and self._head is not None else head_of(connection)

@@ -28,10 +28,6 @@ _RANGE = "SELECT min(sequence), max(sequence) FROM events"
 _HASHES = "SELECT sequence, hash FROM events WHERE sequence >= :first AND sequence <= :last"
 
 
-_PRUNED = "SELECT last, hash FROM pruned WHERE first = :first AND previous = :previous"
-_BETWEEN = "SELECT sequence, hash FROM events WHERE sequence BETWEEN :first AND :last"
-
-
 def verify(url: str, archive: Path | None = None) -> tuple[int, str | None]:
     """Read every event of the journal at *url*; return how many are intact and what is wrong, or None.
 
@@ -85,6 +81,9 @@ def examine(
     report = _in_parts(url, parts, keys, holes, processes) if several else _whole(url, last, keys, holes)
     if first is not None and first < 1:
         report.problems.append(f"event {first} was put in: the first one is 1")
+    made_up = next((hole for hole in holes if hole.range not in report.found.pruned), None)
+    if made_up is not None and not report.problems:
+        report.problems.append(f"event {made_up.first} is missing: no event says that it was pruned")
     if copy is not None:
         _compare(url, copy, report, holes)
     if archive is not None and not report.problems:

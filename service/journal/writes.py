@@ -84,7 +84,9 @@ _IS_ELSEWHERE = and_(
     t.operations.c.source != bindparam("source"),
 )
 _HASH = select(t.events.c.hash).where(t.events.c.sequence == bindparam("sequence"))
-_FIRST = select(t.events.c.sequence).order_by(t.events.c.sequence).limit(1)
+_PRUNED = select(t.pruned.c.first).where(
+    t.pruned.c.first <= bindparam("sequence"), t.pruned.c.last >= bindparam("sequence")
+)
 _ANY = Prepared(select(t.operations.c.id).where(or_(_IS_EQUAL, _IS_ELSEWHERE)))
 _EQUAL = select(t.operations.c.id).where(_IS_EQUAL)
 _ELSEWHERE = select(t.operations.c.id, t.operations.c.change).where(_IS_ELSEWHERE)
@@ -112,8 +114,7 @@ def holds(connection: Connection, head: Head) -> bool:
     found = connection.execute(_HASH, {"sequence": head.sequence}).scalar()
     if found is not None:
         return bool(found == head.hash)
-    first = connection.execute(_FIRST).scalar()
-    return first is not None and first > head.sequence
+    return connection.execute(_PRUNED, {"sequence": head.sequence}).first() is not None
 
 
 def stored_of(connection: Connection, events: Sequence[Event]) -> bool:

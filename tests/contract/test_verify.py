@@ -24,6 +24,7 @@ from service.journal import schema, verify
 from service.journal.database import asyncpg_url
 from service.journal.store import SqlJournal
 from service.model import Call, Need, Principal
+from tests.contract.test_queries import event
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"7" * 32)
 FOREIGN = Ed25519PrivateKey.from_private_bytes(b"8" * 32)
@@ -300,9 +301,16 @@ async def test_holes_that_retention_made_are_stepped_over(url, tmp_path):
             **values,
         )
     await table.run("DELETE FROM events WHERE sequence IN (1, 2, 4, 5)")
+    assert (await examined(url)).problems == ["event 1 is missing: no event says that it was pruned"]
+    rows = await table.run("SELECT first, last, previous, hash FROM pruned")
+    ranges = [dict(zip(("first", "last", "previous", "hash"), row, strict=True)) for row in rows]
+    journal = SqlJournal(url)
+    await journal.start()
+    await journal.append([event(0, action="audit:prune", pruned={"archive": "a.jsonl.gz", "ranges": ranges})])
+    await journal.close()
     report = await examined(url, copy=copy)
     assert report.problems == []
-    assert (report.found.events, report.found.archived, report.found.first, report.compared) == (5, 4, 1, 5)
+    assert (report.found.events, report.found.archived, report.found.first, report.compared) == (6, 4, 1, 5)
     assert report.document()["archives"] == ["a.jsonl.gz"]
     await table.run("UPDATE pruned SET hash = :hash WHERE first = 4", hash="1" * 64)
     assert (await examined(url)).problems[0].startswith("event 6 does not follow event 5")
@@ -312,7 +320,7 @@ async def test_holes_that_retention_made_are_stepped_over(url, tmp_path):
     await table.run("DELETE FROM pruned WHERE first = 4")
     assert (await examined(url)).problems == ["event 4 is missing"]
     await table.run("DELETE FROM events")
-    assert (await examined(url, keys=())).problems == []
+    assert (await examined(url, keys=())).problems == ["event 1 is missing: no event says that it was pruned"]
     await table.run("UPDATE pruned SET last = 1")
     await table.run("INSERT INTO pruned VALUES (3, 4, :hash, :hash, 'b', 0)", hash="1" * 64)
     assert (await examined(url, keys=())).problems == ["event 2 is missing"]

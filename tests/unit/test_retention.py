@@ -12,6 +12,7 @@ from service.errors import BadConfiguration
 from service.journal import retention as module
 from service.journal.retention import Done, Retention
 from service.journal.store import SqlJournal
+from service.parts import retention_of
 from service.settings import load
 from tests.conftest import new_journal, write_configuration
 from tests.contract.test_queries import event
@@ -54,20 +55,20 @@ async def test_commands_archive_and_prune(tmp_path, capsys):
     said = []
     for command in ("archive", "prune", "prune --older-than 10", f"verify --archive {tmp_path}/old", "verify"):
         assert await asyncio.to_thread(main, ["audit", *command.split(), "--config", config]) == 0
-        said.append(capsys.readouterr().out.strip().rpartition(": ")[2])
+        said.append(capsys.readouterr().out.splitlines()[0].rpartition(": ")[2])
     assert said == [
         "2 events archived",
         "0 events archived; 2 pruned from the journal",
         "1 events archived; 1 pruned from the journal",
-        "4 events",
-        "1 events",
+        "6 events",
+        "3 events",
     ]
 
 
 async def test_a_running_gateway_does_it_where_it_leads(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FIRST_SECONDS", 0)
     monkeypatch.setattr(module, "DAY_SECONDS", 0.001)
-    each = Retention("sqlite:///x", tmp_path, keep_days=1, now=lambda: 0.0)
+    each = Retention("sqlite:///x", tmp_path, keep_days=1, now=lambda: 0.0, source="/test")
     ran, failing = asyncio.Event(), [True]
 
     async def run():
@@ -96,7 +97,7 @@ async def test_a_running_gateway_does_it_where_it_leads(tmp_path, monkeypatch):
 
 async def test_the_application_takes_it_from_its_settings(running):
     async with running(audit={"sinks": [], "retention": {"keep_days": 3, "archive": "old", "max_lag_days": 2}}) as it:
-        made = it.application.retention
+        made = retention_of(it.application.configuration, lambda: 0.0, "/test")
         assert made._keep_seconds == 3 * DAY
         assert made._lag_seconds == 2 * DAY
         assert made._archive == it.application.configuration.path("old")
