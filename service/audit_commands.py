@@ -56,6 +56,7 @@ def add_commands(commands: Any) -> None:
     verify.add_argument("--format", choices=("text", "json"), default="text")
     verify.set_defaults(run=_verify)
     _add_export(audit)
+    _add_followers(audit)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -134,6 +135,13 @@ def _add_export(audit: Any) -> None:
         command.set_defaults(run=partial(_retain, name))
 
 
+def _add_followers(audit: Any) -> None:
+    command = audit.add_parser("followers", help="list the sinks that follow the journal, and how far they are")
+    with_config(command)
+    command.add_argument("--forget", metavar="NAME", help="forget one that is no longer in audit.sinks")
+    command.set_defaults(run=_follow)
+
+
 def _time(text: str) -> float:
     try:
         found = datetime.fromisoformat(text)
@@ -168,9 +176,38 @@ def _retain(what: str, options: argparse.Namespace) -> int:
     retention = Retention(url, place.absolute(), keep_days=days, now=time.time, source=source, max_lag_days=lag)
     if what == "archive":
         say(f"{place}: {retention.archive()} events archived")
-    else:
-        done = asyncio.run(retention.run())
-        say(f"{place}: {done.archived} events archived; {done.pruned} pruned from the journal")
+        return GOOD
+    done = asyncio.run(retention.run())
+    say(f"{place}: {done.archived} events archived; {done.pruned} pruned from the journal")
+    if waiting := retention.waiting_for():
+        say(f"not pruned is what these have not read: {', '.join(waiting)} (see registry-gateway audit followers)")
+    return GOOD
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from service.journal.followers import followers, forget
+    from service.journal.schema import check
+    from service.parts import sinks_of
+
+    configuration = load(options.config)
+    url = configuration.journal_url()
+    check(url)
+    streams, receivers = sinks_of(configuration)
+    configured = {sink.name for sink in streams} | {sink.name for sink in receivers}
+    if options.forget is not None:
+        if options.forget in configured:
+            message = f"{options.forget!r} is in audit.sinks; take it out there and restart the gateway first"
+            raise BadConfiguration(message)
+        asyncio.run(forget(url, options.forget))
+        say(f"{options.forget}: forgotten")
+        return GOOD
+    for item in followers(url):
+        moved = datetime.fromtimestamp(item.at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        left = "" if item.name in configured else "; not in audit.sinks"
+        say(
+            f"{item.name}: event {item.sequence} since {moved}, {item.behind} behind, "
+            f"{item.pending} pending, {item.parked} parked{left}"
+        )
     return GOOD
 
 

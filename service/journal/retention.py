@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, and_, delete, func, insert, not_, or_, select, update
+from sqlalchemy import Connection, Select, and_, delete, func, insert, not_, or_, select, update
 
 from service.chain import GENESIS
 from service.errors import BadConfiguration, GatewayError
@@ -137,7 +137,7 @@ class Retention:
             if hashes[sequence] != digest:
                 message = f"{self._archive}: event {sequence} is not the one in {shown(self._url)}; nothing was pruned"
                 raise BadConfiguration(message)
-        ranges = []
+        ranges: list[dict[str, Any]] = []
         for first, last in _runs(sequence for sequence, _ in deletable):
             values = {"first": first, "last": last, "previous": hashes[first - 1], "hash": hashes[last]}
             connection.execute(insert(t.pruned).values(**values, archive=segment.stem, at=self._now()))
@@ -151,7 +151,7 @@ class Retention:
 
     def _event(self, segment: Manifest, ranges: list[dict[str, Any]]) -> Event:
         """Make the event that says what is deleted: it is in the chain, so a hole that nobody made shows."""
-        data = {
+        data: dict[str, Any] = {
             **dict.fromkeys(("model", "version", "environment", "verdict")),
             "phase": "outcome",
             "operation": str(uuid.uuid4()),
@@ -209,11 +209,28 @@ class Retention:
 
     def _slowest(self, connection: Connection) -> int | None:
         """Return up to where all followers have read; None where there are none."""
-        query = select(func.min(t.followers.c.sequence))
+        found = connection.execute(self._followers(func.min(t.followers.c.sequence))).scalar()
+        return None if found is None else int(found)
+
+    def _followers(self, *what: Any) -> Select[Any]:
+        """Select *what* of the followers that hold events back."""
+        query = select(*what)
         if self._lag_seconds is not None:
             query = query.where(t.followers.c.at >= self._now() - self._lag_seconds)
-        found = connection.execute(query).scalar()
-        return None if found is None else int(found)
+        return query
+
+    def waiting_for(self) -> list[str]:
+        """Name the followers that have not read all that is in the archive, so that it stays in the journal.
+
+        Raises:
+            BadConfiguration: archive or journal cannot be read.
+        """
+        known = manifests(self._archive) if self._archive.exists() else []
+        if not known:
+            return []
+        query = self._followers(t.followers.c.name).where(t.followers.c.sequence < known[-1].last)
+        with Look(self._url) as journal:
+            return [str(name) for (name,) in journal.rows(query.order_by(t.followers.c.sequence))]
 
     async def run(self) -> Done:
         """Archive, then prune.
@@ -231,7 +248,8 @@ class Retention:
             if leads():
                 try:
                     done = await self.run()
-                    _log.info("retention", archived=done.archived, pruned=done.pruned)
+                    waiting = await asyncio.to_thread(self.waiting_for)
+                    _log.info("retention", archived=done.archived, pruned=done.pruned, waiting_for=waiting)
                 except GatewayError as error:
                     _log.error("retention failed", problem=error.detail)
             await asyncio.sleep(DAY_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 import pytest
@@ -15,6 +16,7 @@ from service.journal.store import SqlJournal
 from service.parts import retention_of
 from service.settings import load
 from tests.conftest import new_journal, write_configuration
+from tests.contract.test_journal import beside
 from tests.contract.test_queries import event
 
 DAY = 86400.0
@@ -37,8 +39,6 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path, retention, says):
 
 
 async def make_journal(url, *ages):
-    import time
-
     await asyncio.to_thread(new_journal, url)
     journal = SqlJournal(url)
     await journal.start()
@@ -63,6 +63,30 @@ async def test_commands_archive_and_prune(tmp_path, capsys):
         "6 events",
         "3 events",
     ]
+
+
+async def test_a_sink_that_is_gone_is_named_and_forgotten(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path}/journal.db"
+    await make_journal(url, 40, 30, 20, 1)
+    audit = {"sinks": ["stdout"], "retention": {"keep_days": 25, "archive": "old"}}
+    config = str(write_configuration(tmp_path, audit=audit))
+    pending = "'d', 'webhook:gone', 2, 'e', 'p', 'pending', 0, 0, NULL, '', 0, NULL"
+    gone = f"INSERT INTO followers VALUES ('webhook:gone', 1, 0), ('stdout', 4, {time.time()})"
+    await beside(url, gone, f"INSERT INTO deliveries VALUES ({pending})")
+
+    async def run(command, status=0):
+        assert await asyncio.to_thread(main, ["audit", *command.split(), "--config", config]) == status
+        return "".join(capsys.readouterr())
+
+    assert "not pruned is what these have not read: webhook:gone (see" in await run("prune")
+    assert (await run("followers")).splitlines()[:1] == [
+        "webhook:gone: event 1 since 1970-01-01T00:00:00Z, 4 behind, 1 pending, 0 parked; not in audit.sinks"
+    ]
+    assert "'stdout' is in audit.sinks" in await run("followers --forget stdout", 2)
+    assert await run("followers --forget webhook:gone") == "webhook:gone: forgotten\n"
+    assert "'webhook:gone' does not follow" in await run("followers --forget webhook:gone", 2)
+    assert "not in audit.sinks" not in await run("followers")
+    assert (await run("prune")).strip().endswith("0 events archived; 1 pruned from the journal")
 
 
 async def test_a_running_gateway_does_it_where_it_leads(tmp_path, monkeypatch):
