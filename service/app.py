@@ -407,6 +407,7 @@ class Application:
             self.metrics.sums_merged.set(self.gateway.tally.merged)
             self.metrics.seal_conflicts.set(self.following.conflicts)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
+            self.metrics.checkpoints_failed.set(self.checkpoints.failed if self.checkpoints else 0)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ def with_config(parser: argparse.ArgumentParser) -> None:
     """Add the option of all commands that read the configuration."""
     text = "configuration file (default: $REGISTRY_GATEWAY_CONFIG, else embedded)"
     parser.add_argument("--config", type=Path, help=text)
+
+
+def warn_of_pruned(before: str | None) -> None:
+    """Say on standard error that events *before* a time are missing from what was read, if that is so."""
+    if before is not None:
+        message = "are pruned, but for those still asked for: what is only in the archive was not looked at"
+        print(f"registry-gateway: events from before {before} {message}", file=sys.stderr)
 
 
 def say(text: str) -> None:

@@ -50,6 +50,8 @@ class Checkpoints:
         self._events = events
         self._leads = leads
         self._clock = clock
+        self.failed = 0
+        """Those that could not be written since the start."""
         self._covered = 0
         """The sequence of the last checkpoint that this process knows of."""
         self._written = clock()
@@ -115,7 +117,11 @@ class Checkpoints:
         try:
             await self.write(because)
         except GatewayError as error:
-            _log.error("no checkpoint was written", because=because, problem=error.detail)
+            self._note_failure(because, error)
+
+    def _note_failure(self, because: str, error: GatewayError) -> None:
+        self.failed += 1
+        _log.error("no checkpoint was written", because=because, problem=error.detail)
 
     async def _follow(self) -> None:
         journal = self._trail.journal
@@ -124,6 +130,6 @@ class Checkpoints:
             try:
                 await self.look()
             except GatewayError as error:
-                _log.error("no checkpoint was written", because="the journal", problem=error.detail)
+                self._note_failure("the journal", error)
             await asyncio.sleep(min(_LOOK_SECONDS, self._seconds))  # a busy journal is not asked at each event
             await journal.more(rings, max(0.0, self._written + self._seconds - self._clock()) or self._seconds)

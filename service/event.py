@@ -70,7 +70,7 @@ def build_event(
         "id": str(uuid.uuid4()),
         "source": source,
         "type": f"registry-gateway.{action.replace(':', '.')}.{phase}",
-        "time": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": shown_time(now),
         "subject": _cut(masked["subject"]),
         "datacontenttype": "application/json",
         "data": masked["data"],
@@ -85,6 +85,11 @@ def build_event(
 def canonical_json(document: Any) -> bytes:
     """Give the one byte form of *document*: sorted keys, no spaces, ASCII, control characters escaped."""
     return _ENCODER.encode(document).encode()
+
+
+def shown_time(now: float) -> str:
+    """Give a time as events say it."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _with_few_groups(data: Any) -> Any:

@@ -217,6 +217,9 @@ class Journal(Outbox, Protocol):
     async def holds(self) -> list[Hold]:
         """List the legal holds that are in force, oldest first."""
 
+    async def unproven(self) -> int:
+        """Count the operations that ended although nothing about them could be proved."""
+
     async def unsettled_page(self, after: str, limit: int) -> list[UnsettledOperation]:
         """List operations without a proven outcome, by identifier, those after *after*."""
 

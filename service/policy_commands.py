@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.arguments import say, with_config
+from service.arguments import say, warn_of_pruned, with_config
 from service.errors import BadConfiguration
 from service.estates import commands as estates
 from service.explanation import Explanation, WhoCan
@@ -172,4 +172,5 @@ def _policy_replay(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout.write(render(found, options.format))
+    warn_of_pruned(found.pruned)
     return WRONG if found.differs else GOOD

@@ -59,8 +59,10 @@ def replay(configuration: Configuration, asked: Asked) -> Replay:
     if asked.environment is not None and asked.environment not in names:
         message = f"--environment: {file} has none named {asked.environment!r}; it has: {', '.join(names) or 'none'}"
         raise BadConfiguration(message)
-    judge = _Judge(Environments(loaded), PastEvents(configuration.journal_url()))
-    return Replay(file.name, _said(since), _said(until), tuple(judge.all(since, until, asked)))
+    journal = PastEvents(configuration.journal_url())
+    judge = _Judge(Environments(loaded), journal)
+    items = tuple(judge.all(since, until, asked))
+    return Replay(file.name, _said(since), _said(until), items, journal.pruned(since))
 
 
 class _Judge:

@@ -50,6 +50,8 @@ class Health:
         self.journal = "unknown"
         self.emergencies: Counted[str] = Counted()
         """Emergencies that nobody has reviewed yet, by registry, when the journal last answered."""
+        self.unproven = 0
+        """Operations that ended without a proof, when the journal last answered."""
         self.problems: dict[str, str] = {}
         """Files whose new content was refused; the old content is in force."""
         self.draining = False
@@ -78,6 +80,7 @@ class Health:
             await self._journal.ping()
             debts = [debt for _, debt in await self._journal.debts()]
             self.emergencies = Counted(debt.registry for debt in debts)
+            self.unproven = await self._journal.unproven()
             if self.look_at_sinks is not None:
                 await self.look_at_sinks()
             self.journal = "up"
@@ -168,6 +171,17 @@ class Metrics:
         )
         self.unsettled = Gauge(
             "registry_gateway_unsettled", "Operations whose outcome is unknown.", registry=self.registry
+        )
+        unproven = Gauge(
+            "registry_gateway_unproven",
+            "Operations of which reading the registry back proved nothing, in the whole journal.",
+            registry=self.registry,
+        )
+        unproven.set_function(lambda: health.unproven)
+        self.checkpoints_failed = Gauge(
+            "registry_gateway_checkpoints_failed",
+            "Checkpoints that could not be written since the start.",
+            registry=self.registry,
         )
         self.seal_conflicts = Gauge(
             "registry_gateway_seal_conflicts",

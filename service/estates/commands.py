@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from service.arguments import with_config
+from service.arguments import warn_of_pruned, with_config
 from service.errors import BadConfiguration
 from service.files import read_text
 from service.replay import moment
@@ -137,6 +137,7 @@ def _diff(options: argparse.Namespace) -> int:
     owners = OwnersOverTime(past.model_changes()) if old.names_owner or new.names_owner else None
     found = compare(old, new, islice(read(past.newest()), options.last), owners)
     _print(render(found, options.format))
+    warn_of_pruned(past.pruned())
     return FOUND if found.changes else GOOD
 
 
@@ -239,7 +240,9 @@ def _past(configuration: Configuration, options: argparse.Namespace) -> Iterator
     if options.registry is not None and options.registry not in registries:
         message = f"--registry: none is named {options.registry!r}; there are: {', '.join(registries)}"
         raise BadConfiguration(message)
-    past = read(PastEvents(configuration.journal_url()).ended(since, until))
+    journal = PastEvents(configuration.journal_url())
+    warn_of_pruned(journal.pruned(since))
+    past = read(journal.ended(since, until))
     return (item for item in past if options.registry in (None, item.registry))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, bindparam, select
@@ -40,6 +41,7 @@ _MODELS = (
     .order_by(t.events.c.sequence)
     .limit(bindparam("page"))
 )
+_PRUNES = "SELECT body FROM events WHERE action = 'audit:prune' ORDER BY sequence"
 _FACTS = "SELECT body FROM documents WHERE kind = 'facts' AND digest = :digest"
 
 
@@ -54,6 +56,24 @@ class Past:
         """
         check_readable(url)
         self._journal = Look(url)
+        self._reached = _BEYOND
+        """The oldest event that `newest` has given."""
+
+    def pruned(self, since: float | None = None) -> str | None:
+        """Say before when events were pruned, if some may be missing *since*; None: in what `newest` has given.
+
+        Raises:
+            BadConfiguration: the journal cannot be read.
+        """
+        found = None
+        for (body,) in self._journal.rows(_PRUNES):
+            said = self._parsed("what was pruned", body)["data"]["pruned"]
+            if since is None:
+                missing = max(item["last"] for item in said["ranges"]) > self._reached
+            else:
+                missing = datetime.fromisoformat(said["before"]).timestamp() > since
+            found = max(found or "", said["before"]) if missing else found
+        return found
 
     def events(self, since: float, until: float) -> Iterator[dict[str, Any]]:
         """Yield events about an environment that succeeded or were rejected, oldest first; *until* is not in it.
@@ -89,9 +109,10 @@ class Past:
         while True:
             rows = self._journal.rows(_LAST, before=before, page=_PAGE)
             for sequence, body in rows:
-                before = sequence
+                before = self._reached = sequence
                 yield self._parsed(f"event {sequence}", body)
             if len(rows) < _PAGE:
+                self._reached = 0
                 return
 
     def _pages(self, query: str | Select[Any], since: float, until: float) -> Iterator[dict[str, Any]]:

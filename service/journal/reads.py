@@ -272,6 +272,11 @@ class Reads:
         rows = await self._rows(select(t.holds).where(t.holds.c.lifted_at.is_(None)).order_by(t.holds.c.at))
         return [Hold(**_values(row, "lifted_at", "lifted_by")) for row in rows]
 
+    async def unproven(self) -> int:
+        """Count the operations that ended although nothing about them could be proved."""
+        c = t.operations.c
+        return int((await self._rows(select(func.count()).where(c.state == "unproven")))[0][0])
+
     async def unsettled_page(self, after: str, limit: int) -> list[UnsettledOperation]:
         """List operations without a proven outcome, by identifier, those after *after*."""
         c = t.operations.c

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, and_, delete, func, insert, not_, or_
 
 from service.chain import GENESIS
 from service.errors import BadConfiguration, GatewayError
-from service.event import Event, build_event
+from service.event import Event, build_event, shown_time
 from service.journal import tables as t
 from service.journal.archive import Archived, Manifest, manifests, read_segment, write_segment
 from service.journal.database import FAILURES, Database, open_database, shown
@@ -151,6 +151,7 @@ class Retention:
 
     def _event(self, segment: Manifest, ranges: list[dict[str, Any]]) -> Event:
         """Make the event that says what is deleted: it is in the chain, so a hole that nobody made shows."""
+        now = self._now()
         data: dict[str, Any] = {
             **dict.fromkeys(("model", "version", "environment", "verdict")),
             "phase": "outcome",
@@ -161,9 +162,9 @@ class Retention:
             "resource": "audit",
             "registry": "",
             "reason": "",
-            "pruned": {"archive": segment.stem, "ranges": ranges},
+            "pruned": {"archive": segment.stem, "before": shown_time(now - self._keep_seconds), "ranges": ranges},
         }
-        return build_event(ACTION, "outcome", data, self._source, self._now(), "audit")
+        return build_event(ACTION, "outcome", data, self._source, now, "audit")
 
     def _deletable(self, connection: Connection, segment: Manifest) -> list[tuple[int, str]]:
         """List sequence and hash of the events of a segment that nothing keeps."""

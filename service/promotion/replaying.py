@@ -92,6 +92,8 @@ class Replay:
     since: str
     until: str
     items: Sequence[Again]
+    pruned: str | None = None
+    """Before when events are missing, if some are."""
 
     def of(self, *states: State) -> list[Again]:
         """List those that ended so."""

@@ -280,3 +280,5 @@ async def test_a_version_made_while_our_clock_was_ahead_is_not_called_failed(run
         monkeypatch.setattr(reconciler, "UNPROVEN_SECONDS", 0.0)
         await ended(it)
         assert await last(it, operation) == ("reconciled", "unknown")
+        await it.application.health.look()  # it has ended, so the count of those that are looked at is no help
+        assert "registry_gateway_unproven 1.0" in (await client("GET", "/metrics")).body.decode()

@@ -67,6 +67,21 @@ async def phases(journal) -> list[str]:
     return [event["data"]["phase"] for _, event in await journal.events({}, 0, 100)]
 
 
+async def test_one_that_cannot_be_written_is_counted(journal, monkeypatch):
+    made = checkpoints(journal)
+
+    async def refuse(*_, **__):
+        raise JournalUnavailable("It is down.")
+
+    with monkeypatch.context() as down:
+        down.setattr(journal, "append", refuse)
+        await made.start()
+    assert made.failed == 1
+    await made.close()
+    assert made.failed == 1
+    assert (await phases(journal))[-1] == "checkpoint"
+
+
 async def test_a_checkpoint_covers_the_event_before_it_and_is_signed(journal):
     made = checkpoints(journal)
     await made.write("start")

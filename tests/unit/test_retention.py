@@ -89,6 +89,29 @@ async def test_a_sink_that_is_gone_is_named_and_forgotten(tmp_path, capsys):
     assert (await run("prune")).strip().endswith("0 events archived; 1 pruned from the journal")
 
 
+@pytest.mark.parametrize(
+    ("command", "warns"),
+    [
+        ("policy report --since 35d", True),
+        ("policy report --since 20d", False),
+        ("policy suggest --since 35d", True),
+        ("policy suggest --since 20d", False),
+        ("policy replay --since 35d", True),
+        ("policy replay --since 20d", False),
+        ("policy diff current current --last 100", True),
+        ("policy diff current current --last 2", False),
+    ],
+)
+async def test_commands_about_the_past_say_that_some_of_it_is_pruned(tmp_path, capsys, command, warns):
+    await make_journal(f"sqlite:///{tmp_path}/journal.db", 40, 30, 20, 10, 1)
+    audit = {"sinks": [], "retention": {"keep_days": 25, "archive": "old"}}
+    config = str(write_configuration(tmp_path, audit=audit))
+    assert await asyncio.to_thread(main, ["audit", "prune", "--config", config]) == 0
+    capsys.readouterr()
+    assert await asyncio.to_thread(main, [*command.split(), "--config", config]) in (0, 1)
+    assert ("are pruned" in capsys.readouterr().err) is warns
+
+
 async def test_a_running_gateway_does_it_where_it_leads(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FIRST_SECONDS", 0)
     monkeypatch.setattr(module, "DAY_SECONDS", 0.001)
