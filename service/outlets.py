@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -11,7 +9,7 @@ import msgspec
 
 from service.event import EVENT_ACTIONS, PHASES
 from service.files import YamlFile
-from service.sinks.addresses import ForbiddenAddress, check_address
+from service.sinks.addresses import ForbiddenAddress, check_host
 from service.sinks.mlflow_shapes import NAMES, NOT_TOLD
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -124,12 +122,10 @@ def _check_endpoint(endpoint: EndpointOutlet, file: YamlFile, at: _At) -> None:
     if url.scheme == "http" and not endpoint.private:
         problem = f"{where}.url: https is needed; http only to the own network, with private: true"
         raise file.error(problem, *at, "url")
-    with contextlib.suppress(ValueError):  # a name is checked when it is resolved
-        ipaddress.ip_address(url.hostname)
-        try:
-            check_address(url.hostname, private=endpoint.private, encrypted=url.scheme == "https")
-        except ForbiddenAddress as error:
-            raise file.error(f"{where}.url: {error}", *at, "url") from None
+    try:
+        check_host(url.hostname, private=endpoint.private, encrypted=url.scheme == "https")
+    except ForbiddenAddress as error:
+        raise file.error(f"{where}.url: {error}", *at, "url") from None
     if url.username or url.password or url.fragment:
         problem = f"{where}.url: no credentials and no fragment; they are secrets for files"
         raise file.error(problem, *at, "url")

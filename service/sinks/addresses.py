@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -52,3 +53,17 @@ def check_address(address: str, *, private: bool, encrypted: bool) -> None:
     if not private:
         message = f"{address} is not a public address; private: true allows those of the own network"
         raise ForbiddenAddress(message)
+
+
+def check_host(host: str, *, private: bool, encrypted: bool) -> None:
+    """Check the *host* of a URL where it is an address: no resolver is asked about it. A name is checked later.
+
+    Raises:
+        ForbiddenAddress: a sink may not connect to it.
+    """
+    if not host.isascii():  # clients read other digits and dots as those of ASCII, which makes an address of them
+        message = f"{host} is not ASCII; write an international name as xn--…"
+        raise ForbiddenAddress(message)
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        check_address(host, private=private, encrypted=encrypted)

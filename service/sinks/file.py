@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,11 @@ class FileSink:
         if self._file is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             file = os.open(self._path, flags, 0o600)
-            os.fchmod(file, 0o600)
-            _cut_half_line(file)
+            try:
+                _make_ready(file)
+            except OSError:
+                os.close(file)
+                raise
             self._file = file
         return self._file
 
@@ -82,12 +86,26 @@ class FileSink:
         await self._beside.run(close)
 
 
+def _make_ready(file: int) -> None:
+    """Make *file* one that events are appended to.
+
+    Raises:
+        OSError: it is something else, and is left as it is.
+    """
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is not a file, but a device or a pipe")
+    _cut_half_line(file)
+    os.fchmod(file, 0o600)
+
+
 def _cut_half_line(file: int) -> None:
     """Cut what a kill left in the middle of a line; that event comes again, whole."""
     size = os.fstat(file).st_size
     begin = max(0, size - 2 * MAX_EVENT_BYTES)
     tail = os.pread(file, size - begin, begin)
-    if tail and b"\n" not in tail and begin:
+    whole = tail.rfind(b"\n") + 1
+    if whole == len(tail):
+        return
+    if (begin and not whole) or not tail.startswith(b"{", whole):
         raise OSError(errno.EINVAL, "it holds no lines of events")
-    if tail and not tail.endswith(b"\n"):
-        os.ftruncate(file, begin + tail.rfind(b"\n") + 1)
+    os.ftruncate(file, begin + whole)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from service.delivery.ports import Sent
-from service.sinks.addresses import ForbiddenAddress, check_address
+from service.sinks.addresses import ForbiddenAddress, check_host
 from service.sinks.resolving import CheckedResolver, Lookup, SystemLookup
 
 _KEEPALIVE_SECONDS = 1.5  # most servers close idle connections after 5: a message must not meet a closing one
@@ -21,6 +20,8 @@ _MAX_ANSWER_BYTES = 16 << 10
 _ANSWER_SECONDS = 1.0
 """So long the rest of an answer is read, for the connection's sake; what is in it does not matter."""
 _CONNECTIONS = 8
+_RECEIVE_BYTES = 8 << 10
+"""So much of an answer comes in at a time: parsing a flood of little answers must not hold up the event loop."""
 _MAX_PROBLEM = 300
 _GONE = 410
 
@@ -61,7 +62,7 @@ class Poster:
             return Sent(problem=_problem(error, self.endpoint.url))
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Sent:
-        self._check_literal()
+        check_host(self._host, private=self.endpoint.private, encrypted=self._encrypted)
         async with self._opened().post(self.endpoint.url, data=body, headers=headers, allow_redirects=False) as answer:
             if 200 <= answer.status < 300:
                 await _drain(answer)
@@ -76,12 +77,6 @@ class Poster:
                 retry_after_seconds=_retry_after(answer.headers.get("Retry-After", "")),
             )
 
-    def _check_literal(self) -> None:
-        """Check an address that is written in the URL: no resolver is asked about it."""
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(self._host)
-            check_address(self._host, private=self.endpoint.private, encrypted=self._encrypted)
-
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -90,6 +85,7 @@ class Poster:
                     use_dns_cache=False,  # a connection is made to what was checked for it
                     ssl=self.endpoint.tls or True,
                     limit=_CONNECTIONS,
+                    socket_factory=_socket,
                     keepalive_timeout=_KEEPALIVE_SECONDS,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -104,6 +100,14 @@ class Poster:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket that takes in little at a time."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+    return made
 
 
 async def _drain(answer: aiohttp.ClientResponse) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -43,7 +44,10 @@ class StdoutSink:
         sys.stdout.flush()
         left = memoryview(lines)
         while left:  # past Python's buffer: a hanging write must not hold its lock when the process ends
-            left = left[os.write(1, left) :]
+            try:
+                left = left[os.write(1, left) :]
+            except BlockingIOError:  # somebody who shares the pipe set it so
+                select.select((), (1,), ())
 
     async def close(self) -> None:
         """Nothing is buffered."""

@@ -211,6 +211,7 @@ BAD = [
             ({"url": "http://h.example/"}, "webhook.url: https is needed; http only to the own network"),
             ({"url": "https://u:p@h.example/"}, "webhook.url: no credentials"),
             ({"url": "https://10.0.0.1/"}, "webhook.url: 10.0.0.1 is not a public address; private: true allows"),
+            ({"url": "https://１２７.0.0.1/"}, "webhook.url: １２７.0.0.1 is not ASCII"),
             ({"url": "http://8.8.8.8/", "private": True}, "8.8.8.8 is a public address, which needs https"),
             ({"url": "http://169.254.169.254/", "private": True}, "169.254.169.254 is no address that events are"),
             ({"secret_file": None}, "secret_file or secret_files is needed"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import ssl
 import time
 
+import aiohttp
 import pytest
 
 from service.backends.credentials import Secret, tls_context
@@ -133,6 +135,41 @@ async def test_other_spellings_of_the_own_host_are_resolved_and_refused(host):
     sent = await post(f"https://{host}/", private=False)
     words = ("is not a public address", "is no address", "none that can be connected to")
     assert any(word in sent.problem for word in words), sent.problem
+
+
+@pytest.mark.parametrize("host", ["１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1"])
+async def test_an_address_in_other_digits_is_not_connected_to(host):
+    came = []
+    server = await asyncio.start_server(lambda _, writer: (came.append(1), writer.close()), "127.0.0.1", 0)
+    async with server:
+        sent = await post(f"https://{host}:{server.sockets[0].getsockname()[1]}/", private=False)
+    assert "is not ASCII" in sent.problem
+    assert not came
+
+
+@pytest.mark.parametrize("flood", [b"HTTP/1.1 103 Early\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"])
+async def test_a_flood_of_answers_comes_in_little_by_little(flood, monkeypatch):
+    parsed = []
+    fed = aiohttp.client_proto.ResponseHandler.data_received
+
+    def data_received(self, data):
+        parsed.append(len(data))
+        fed(self, data)
+
+    monkeypatch.setattr(aiohttp.client_proto.ResponseHandler, "data_received", data_received)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(flood * 10_000)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        await post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout_seconds=0.5)
+    assert parsed
+    assert max(parsed) <= 64 << 10
 
 
 async def test_a_name_that_leads_elsewhere_at_the_next_connection_is_checked_again():

@@ -12,6 +12,9 @@ import ipaddress
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -279,6 +282,50 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(SinkFailed, match="no lines of events"):
         await FileSink(path).write([event_about("a")])
     assert path.stat().st_size == 100_000
+
+
+@pytest.mark.parametrize("content", [b"precious: yes", b"precious:\n- yes"])
+async def test_the_last_line_of_something_else_is_no_half_event(tmp_path, content):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    path.chmod(0o644)
+    with pytest.raises(SinkFailed, match="no lines of events"):
+        await FileSink(path).write([event_about("a")])
+    assert path.read_bytes() == content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+async def test_what_is_no_file_stays_as_it_is_and_no_descriptor_with_it(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    path.chmod(0o644)
+    sink = FileSink(path)
+    for _ in range(3):
+        with pytest.raises(SinkFailed, match="a device or a pipe"):
+            await sink.write([event_about("a")])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert path not in opened()
+
+
+def opened():
+    """List what this process has open."""
+    return [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+
+
+def test_a_pipe_that_does_not_block_gets_whole_lines():
+    """What shares the pipe may have set it so: a line that was begun is ended when there is room again."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    program = (
+        "import asyncio; from service.sinks.stdout import StdoutSink; from tests.delivery.events import event_about\n"
+        "asyncio.run(StdoutSink().write([event_about(f'm{n}') for n in range(400)]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=writer) as printing:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as printed:
+            lines = [json.loads(line) for line in printed]
+    assert printing.returncode == 0
+    assert [line["data"]["model"] for line in lines] == [f"m{number}" for number in range(400)]
 
 
 async def test_a_link_is_not_followed(tmp_path):
