@@ -19,6 +19,8 @@ _MAX_GROUPS = 20
 _MAX_TEXT = 512
 _LAST_TEXT = 120
 _LAST_FINDINGS = 5
+_NAMES = frozenset({"kind", "model", "new_name", "version", "environment", "alias", "stage", "key", "purpose"})
+"""What says which change of what it was, and is read by sinks, owners, renames and retention."""
 PHASES = frozenset({"intent", "outcome", "reconciled", "denied", "rejected", "summed", "checkpoint"})
 OUTCOMES = frozenset({"succeeded", "failed", "unknown", "denied", "rejected"})
 EVENT_ACTIONS = ACTIONS | {
@@ -176,6 +178,12 @@ def _last(data: Any) -> Any:
         "actor": {**data["actor"], **actor, "groups": [], "claims": {}},
         "cut": True,
     }
+    if isinstance(change := data.get("change"), dict):
+        kept["change"] = {name: _name_of(name, item) for name, item in list(change.items())[:20]}
+    if data.get("model"):
+        kept["model"] = _cut(data["model"])
+    if "notes" in data:
+        kept["notes"] = [_cut(note, _LAST_TEXT) for note in data["notes"]]
     if "verdict" in data:
         kept["verdict"] = verdict and {
             **{name: _last_of(item) for name, item in verdict.items()},
@@ -183,6 +191,10 @@ def _last(data: Any) -> Any:
             "stale_approvals": [],
         }
     return kept
+
+
+def _name_of(name: str, value: Any) -> Any:
+    return _cut(value) if name in _NAMES and isinstance(value, str) else _last_of(value)
 
 
 def _last_of(value: Any) -> Any:

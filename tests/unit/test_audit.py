@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.audit import Operation, Trail
-from service.change import AliasSet, OfRun
+from service.change import AliasSet, ModelRename, OfRun, Promotion
 from service.effects import Effect, Opened, Posted, Settled, TakenDown, Weighed, Withdrawn
 from service.errors import JournalUnavailable
 from service.event import MAX_EVENT_BYTES, Event, build_event, canonical_json
 from service.keeping import OpenOperation, Undo
 from service.model import Call, Decision, Finding, Need, Principal, Verdict
 from service.records import Evidence
+from service.sinks.mlflow_shapes import messages_of
 
 NOW = 1_577_880_000.5
 CALLER = Principal("service:ci", frozenset({"group:z", "group:a"}), acting_for="user:ann", credential="key-1")
@@ -310,6 +312,44 @@ async def test_what_was_judged_by_is_stored_with_the_first_event_that_names_it()
         await written.outcome(made, "succeeded")
         assert journal.effects[count:] == [Settled(made.id, "succeeded")]
         assert journal.stored[-1]["data"]["facts"] == journal.stored[0]["data"]["facts"]
+
+
+@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=60, max_size=85), st.data())
+def test_the_largest_event_still_says_which_change_of_what(name: str, data: st.DataObject) -> None:
+    """Sinks tell it in MLflow's words; owners, renames and retention read it, reports the notes."""
+    change = data.draw(
+        st.sampled_from(
+            [
+                Promotion(name, "production", "7", "r" * 2000, ticket="t" * 200, record={"id": "c" * 200}),
+                ModelRename(name, name[::-1]),
+                AliasSet(name, "champion", "7"),
+            ]
+        )
+    )
+    groups = frozenset(f"group:{index}-{'g' * 600}" for index in range(20))
+    findings = tuple(
+        Finding(f"rule-{index}-{'r' * 60}", passed=True, because="b" * 900, facts={}, self_reported=("m" * 500,) * 5)
+        for index in range(40)
+    )
+    made = operation(
+        principal=Principal("user:" + "a" * 200, groups, acting_for="user:" + "b" * 200),
+        change={"kind": type(change).__name__, **dataclasses.asdict(change)},
+        model=name,
+        environment="production",
+        before={"version": None},
+        after={"version": "7"},
+        verdict=Verdict(allowed=True, findings=findings),
+        reason="r" * 2000,
+        notes=["n" * 900] * 5,
+    )
+    event = made.event("outcome", "succeeded", "s", NOW)
+    assert size(event) <= MAX_EVENT_BYTES
+    told = event["data"]
+    assert (told["cut"], told["model"], told["change"]["model"]) == (True, name, name)
+    assert told["change"]["kind"] == type(change).__name__
+    assert told["change"].get("new_name", name[::-1]) == name[::-1]
+    assert all(isinstance(note, str) for note in told["notes"])
+    assert bool(messages_of(event, lambda *_: ("champion",))) == (told["change"]["kind"] != "ModelRename")
 
 
 def test_facts_of_very_many_environments_make_no_event_too_large() -> None:
