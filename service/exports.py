@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from service.ocsf import api_activity
 
 _Path = tuple[str, ...]
@@ -63,12 +65,12 @@ def _json_line(body: str) -> str:
 
 
 def _csv_line(body: str) -> str:
-    event = json.loads(body)
+    event = msgspec.json.decode(body)
     return _row(_cell(_at(event, path)) for path in CSV_COLUMNS.values())
 
 
 def _ocsf_line(body: str) -> str:
-    return json.dumps(api_activity(json.loads(body)), separators=(",", ":"), ensure_ascii=True) + "\n"
+    return json.dumps(api_activity(msgspec.json.decode(body)), separators=(",", ":"), ensure_ascii=True) + "\n"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -9,6 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 VERSION = "1.8.0"
+_PRODUCT = {
+    "name": "Registry Gateway",
+    "vendor_name": "Registry Gateway",
+    "version": version("registry-gateway"),
+}
 _CATEGORY, _CLASS = 6, 6003
 _ACTIVITIES = {1: "Create", 2: "Read", 3: "Update", 4: "Delete", 99: "Other"}
 _CREATE = frozenset({"create", "post", "exchange", "adopt", "request", "hold"})
@@ -88,11 +93,10 @@ def _severity(data: Mapping[str, Any]) -> int:
 
 
 def _metadata(event: Mapping[str, Any]) -> dict[str, Any]:
-    product = {"name": "Registry Gateway", "vendor_name": "Registry Gateway", "version": version("registry-gateway")}
     data = event["data"]
     return {
         "version": VERSION,
-        "product": product,
+        "product": _PRODUCT,
         "uid": event["id"],
         "correlation_uid": data["operation"],
         "event_code": event["type"],

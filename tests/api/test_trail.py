@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -12,8 +13,11 @@ from litestar.exceptions import LitestarException
 
 from service.api import trail
 from service.errors import JournalUnavailable
+from service.exports import FORMS
 from service.journal import queries
 from service.journal.writes import GENESIS
+from service.keeping import Page
+from service.model import Caller, Principal
 from tests.client import Client
 from tests.conftest import ROOT
 
@@ -145,6 +149,28 @@ async def test_a_table_has_a_header_and_no_formulas(running):
         assert [row["model"] for row in table] == ["'=1+1", "'+1", "'-1", "'@a", "plain"]
         assert {row["actor"] for row in table} == {"user:admin"}
         assert all(row["sequence"].isdigit() and row["allowed"] == "true" for row in table)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "ocsf"])
+async def test_others_have_their_turn_while_a_page_is_written(running, form):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        await make(client, "a")
+        body = (await client("GET", EXPORT)).body.decode().splitlines()[0]
+        page, turns = Page([(number, body) for number in range(1000)], None), 0
+
+        async def others():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        running_beside = asyncio.create_task(others())
+        lines = trail._lines(it.application.governance, Caller(Principal("user:admin")), {}, FORMS[form], page)
+        parts = [part async for part in lines]
+        running_beside.cancel()
+        assert b"".join(parts).decode() == FORMS[form].head + FORMS[form].line(body) * 1000
+        assert turns >= 20
 
 
 async def test_a_journal_that_fails_in_the_middle_breaks_the_export_off(running, monkeypatch):
