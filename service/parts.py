@@ -42,6 +42,7 @@ from service.sinks.file import FileSink
 from service.sinks.filters import Filter
 from service.sinks.mlflow_shapes import Aliases
 from service.sinks.posting import Endpoint, Poster
+from service.sinks.signing import check_secret
 from service.sinks.stdout import StdoutSink
 from service.sinks.webhook import Webhook
 
@@ -284,6 +285,12 @@ def sinks_of(
             if any(len(secret()) < _MIN_HOOK_SECRET for secret in hidden):
                 message = f"{setting}: a secret has at least {_MIN_HOOK_SECRET} characters"
                 raise e.BadConfiguration(message)
+            try:
+                for secret in hidden:
+                    check_secret(secret())
+            except ValueError as error:
+                message = f"{setting}: {error}"
+                raise e.BadConfiguration(message) from None
             poster = _poster_of(hook, f"{where}.webhook", configuration)
             receivers.append(Webhook(hook.id, poster, hidden, _filter_of(hook), aliases_of))
         elif outlet.cloudevents is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -35,8 +36,25 @@ def _signature(key: bytes, signed: bytes) -> str:
 def _key(secret: str) -> bytes:
     """Return the bytes of a secret: those that ``whsec_…`` encodes in base64, else the text's own."""
     if secret.startswith(_PREFIX):
-        try:
-            return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-        except binascii.Error:
-            pass  # it only looks like one
+        with contextlib.suppress(binascii.Error):  # refused at the start; one that comes later is signed with somehow
+            return _decoded(secret)
     return secret.encode()
+
+
+def check_secret(secret: str) -> None:
+    """Return if *secret* can sign.
+
+    Raises:
+        ValueError: it says ``whsec_``, and no receiver could read it.
+    """
+    if secret.startswith(_PREFIX):
+        try:
+            _decoded(secret)
+        except binascii.Error:
+            message = "whsec_ is followed by base64 (A-Z a-z 0-9 + /)"
+            raise ValueError(message) from None
+
+
+def _decoded(secret: str) -> bytes:
+    text = secret.removeprefix(_PREFIX).rstrip("=")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
