@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.access import Access
 from service.audit import Operation, Trail
@@ -167,6 +167,10 @@ class Gateway:
                 return await work()
 
         return await self._changes.run(locked())
+
+    async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run *work* to its end, even if the caller hangs up."""
+        return await self._changes.run(work())
 
     def follow(self, effects: Iterable[Effect]) -> None:
         """Follow in memory what was just recorded: seals, and those who wait for what is live."""

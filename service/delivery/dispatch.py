@@ -145,7 +145,7 @@ class Dispatcher(Follower):
     def _take(self, sequence: int, event: Event) -> None:
         """Begin the delivery of an event that is new."""
         self._position = sequence
-        if not self.receiver.wants(event):
+        if not self._wants(event):
             return
         delivery = delivery_of(self.name, sequence, event, self._now())
         place = self._places.setdefault(delivery.place, _Place())
@@ -156,6 +156,14 @@ class Dispatcher(Follower):
         self._window.add(sequence)
         if place.task is None:
             place.task = asyncio.create_task(self._send_new(delivery.place, place))
+
+    def _wants(self, event: Event) -> bool:
+        """Tell whether *event* is sent; one that cannot be understood is, so that it fails and shows, alone."""
+        try:
+            return self.receiver.wants(event)
+        except Exception as error:  # noqa: BLE001  # one event must not stop the others
+            _log.error("it is not known whether an event is wanted", sink=self.name, id=event["id"], exc_info=error)
+            return True
 
     async def _send_new(self, name: str, place: _Place) -> None:
         """Send what is queued in a place, in order; at the first failure the rest waits behind it in the journal."""
@@ -227,6 +235,9 @@ class Dispatcher(Follower):
         found = await self._journal.events({}, delivery.sequence - 1, 1)
         if not found or found[0][0] != delivery.sequence:
             problem = "The event is not in the journal any more."
+            return replace(delivery, state="parked", problem=problem, ended_at=self._now())
+        if not self._wants(found[0][1]):
+            problem = "The endpoint's filter leaves it out by now."
             return replace(delivery, state="parked", problem=problem, ended_at=self._now())
         return await self._attempt(delivery, found[0][1])
 

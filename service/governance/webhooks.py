@@ -31,6 +31,7 @@ class WebhookDesk:
         """Decide and record through *desk*; *deliverer* sends."""
         self._desk = desk
         self._deliverer = deliverer
+        self._testing: set[str] = set()
         self._receivers = {name.partition(":")[2]: one for name, one in deliverer.receivers.items()}
 
     async def all(self, caller: Caller) -> list[tuple[Receiver, State]]:
@@ -57,19 +58,32 @@ class WebhookDesk:
         return receiver, self._deliverer.states[receiver.name]
 
     async def test(self, caller: Caller, name: str) -> Tried:
-        """Send one message about this very test, now and once.
+        """Send one message about this very test, now and once; to its end, even if the caller hangs up.
 
         Raises:
-            Denied, NotFound. JournalUnavailable: it could not be recorded, so nothing was sent.
+            Denied, NotFound. Conflict: another test of the endpoint is under way: tests must not take the connections
+            of deliveries. JournalUnavailable: it could not be recorded, so nothing was sent.
         """
         operation, receiver = await self._open(caller, name, "testWebhook", "webhook:test")
-        await self._desk.journal.ping()
         operation.after = {"webhook": name, "test": True}
-        begun = time.monotonic()
-        sent = await receiver.send(self._desk.gateway.trail.sample(operation))
-        milliseconds = round((time.monotonic() - begun) * 1000, 3)
-        operation.status, operation.detail = sent.status, sent.problem
-        await self._desk.gateway.trail.outcome(operation, "failed" if sent.problem else "succeeded")
+        if name in self._testing:
+            error = Conflict("A test of this endpoint is under way; wait for its answer.")
+            await self._desk.rejecting(operation, error)
+            raise error
+        self._testing.add(name)
+        return await self._desk.gateway.whole(lambda: self._test(operation, receiver, name))
+
+    async def _test(self, operation: Operation, receiver: Receiver, name: str) -> Tried:
+        trail = self._desk.gateway.trail
+        try:
+            await self._desk.journal.ping()
+            begun = time.monotonic()
+            sent = await receiver.send(trail.sample(operation))
+            milliseconds = round((time.monotonic() - begun) * 1000, 3)
+            operation.status, operation.detail = sent.status, sent.problem
+            await trail.outcome(operation, "failed" if sent.problem else "succeeded")
+        finally:
+            self._testing.discard(name)
         return Tried(sent, milliseconds, operation.id)
 
     async def deliveries(

@@ -112,6 +112,27 @@ async def test_a_test_is_sent_once_and_recorded(running, tmp_path):
         assert recorded[1]["data"]["status"] == 500
 
 
+async def test_one_test_is_under_way_at_a_time_and_recorded_though_its_caller_hangs_up(running, tmp_path):
+    more = {"models": ["none"], "timeout_seconds": 1}
+    async with (
+        receiving(hangs=lambda _: True) as receiver,
+        running(audit=sinks(tmp_path, receiver, **more)) as it,
+    ):
+        client = Client(it.application.asgi)
+        first = asyncio.create_task(client("POST", "/v1/webhooks/hook-0/test"))
+        await receiver.until(lambda got: len(got) == 1)
+        second = await client("POST", "/v1/webhooks/hook-0/test")
+        assert (second.status, second.json["detail"][:24]) == (409, "A test of this endpoint ")
+        first.cancel()
+        async with asyncio.timeout(10):
+            while len(recorded := await it.events(action="webhook:test")) < 2:
+                await asyncio.sleep(0.05)
+        assert [event["data"]["outcome"] for event in recorded] == ["rejected", "failed"]
+        receiver.hangs = lambda _: False
+        assert (await client("POST", "/v1/webhooks/hook-0/test")).json["delivered"]
+        assert len(receiver.got) == 2
+
+
 async def test_what_was_parked_is_sent_again_when_somebody_says_so(running, tmp_path):
     async with (
         receiving(answer=lambda _: 410) as receiver,
@@ -239,7 +260,7 @@ def test_a_sink_that_cannot_be_is_refused_by_name_and_line(tmp_path, audit, prob
     assert re.match(r".*gateway\.yaml:\d+: ", refused.value.detail)
 
 
-@pytest.mark.parametrize("secret", [None, "short", ""])
+@pytest.mark.parametrize("secret", [None, "short", "", "whsec_-__-__-__-__-__-__-__-__", "whsec_no base64 at all"])
 def test_a_secret_that_cannot_be_used_is_found_by_check(tmp_path, secret):
     if secret is not None:
         (tmp_path / "s").write_text(secret)

@@ -144,6 +144,43 @@ async def test_what_hangs_or_fails_delays_no_other_sink_and_no_other_place(journ
         await until(lambda: bad.of("iris") == [1, 2, 4])
 
 
+async def test_an_event_that_cannot_be_understood_holds_up_its_place_only(journal):
+    receiver = Recorder()
+    wants = receiver.wants
+
+    def puzzled(event):
+        if event["data"]["model"] == "iris":
+            raise KeyError("kind")
+        return wants(event)
+
+    receiver.wants = puzzled
+    receiver.answer = lambda event: Sent(problem="no words" if event["data"]["model"] == "iris" else "")
+    patience = Patience(first_seconds=0.01, most_seconds=0.02, give_up_seconds=0.05)
+    async with delivering(journal, receiver, patience=patience):
+        await journal.append([event_about("iris"), event_about("wine")])
+        await until(lambda: receiver.of("wine") == [2])
+        async with asyncio.timeout(10):
+            while await states(journal) != {"parked": 1, "delivered": 1}:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_the_filter_leaves_out_by_now_is_not_sent(journal):
+    receiver = Recorder()
+    receiver.answer = lambda event: Sent(500, "down" if event["data"]["model"] == "iris" else "")
+    async with delivering(journal, receiver):
+        await journal.append([event_about("iris"), event_about("wine"), event_about("iris")])
+        await until(lambda: receiver.of("wine") == [2])
+    narrower = Recorder()
+    narrower.wants = lambda event: event["data"]["model"] != "iris"
+    async with delivering(journal, narrower):
+        async with asyncio.timeout(10):
+            while await states(journal) != {"parked": 2, "delivered": 1}:
+                await asyncio.sleep(0.01)
+    assert narrower.tried == []
+    (parked, _) = await journal.deliveries("webhook:a", "parked", None, 10)
+    assert parked.problem == "The endpoint's filter leaves it out by now."
+
+
 async def test_what_fails_holds_up_its_place_until_it_is_taken(journal):
     receiver = Recorder()
     refused = 3
