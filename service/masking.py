@@ -52,7 +52,7 @@ class Masks:
 
     def same_text(self, recorded: str, text: str) -> bool:
         """Tell whether *text* is what was *recorded* without userinfo of URLs."""
-        return recorded in (text, _without_userinfo(text))
+        return recorded in (text, without_userinfo(text))
 
     def digest(self, digest: str, message: Any) -> str:
         """Give a *digest* of *message* as it is recorded: by a plain one a sensitive value could be guessed."""
@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
     """Give *value* without userinfo of URLs, where no tag is sensitive: each event goes through it."""
     kind = type(value)
     if kind is str:
-        return _without_userinfo(value)
+        return without_userinfo(value)
     if value is None or kind is bool or kind is int:
         return value
     if kind is dict:
@@ -156,7 +156,7 @@ def _otherwise(value: Any, mask: Callable[[Any], Any]) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return _without_userinfo(value)
+        return without_userinfo(value)
     if isinstance(value, Mapping):
         return {_name(name): mask(item) for name, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -165,7 +165,7 @@ def _otherwise(value: Any, mask: Callable[[Any], Any]) -> Any:
 
 
 def _name(name: Any) -> Any:
-    return _without_userinfo(name) if isinstance(name, str) else name
+    return without_userinfo(name) if isinstance(name, str) else name
 
 
 def _text(text: str, secrets: _Secrets) -> str:
@@ -173,7 +173,7 @@ def _text(text: str, secrets: _Secrets) -> str:
         if len(value) >= _SAID:
             for spelt in dict.fromkeys((value, json.dumps(value)[1:-1], repr(value)[1:-1])):
                 text = _replaced(text, spelt, mask)
-    return _without_userinfo(text)
+    return without_userinfo(text)
 
 
 def _replaced(text: str, value: str, mask: str) -> str:
@@ -188,7 +188,7 @@ def _replaced(text: str, value: str, mask: str) -> str:
     return text
 
 
-def _without_userinfo(text: str) -> str:
+def without_userinfo(text: str) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     if "@" not in text and "%40" not in text:

@@ -42,6 +42,7 @@ from service.asgi import (
 from service.audit import Operation, Trail
 from service.errors import GatewayError, InvalidRequest, MethodNotAllowed, RateLimited, Unauthenticated
 from service.floods import LIMITED_EACH_MINUTE, OTHERS, Floods, failures, limited
+from service.masking import without_userinfo
 from service.model import NOBODY, Call, Principal
 from service.replicas import Replicas
 from service.strict import has_control, parse_json
@@ -231,7 +232,7 @@ class Front:
             reason = error.reason if isinstance(error, Unauthenticated) else ""
             operation.detail = reason or error.detail
             if reason:
-                _log.warning("credential refused", reason=reason, address=client_address(scope))
+                _log.warning("credential refused", reason=without_userinfo(reason), address=client_address(scope))
             await self._trail.refused(operation, "denied")
 
     @staticmethod

@@ -15,6 +15,7 @@ PATTERNS: Mapping[str, str] = {
     "^[1-9][0-9]{0,9}$": 'a version is a number such as "3": 1 to 10 digits, no zero before them',
     "^[0-9a-f]{64}$": "a digest is 64 digits of 0-9 a-f, as an answer of the gateway gave it",
     "^[A-Za-z0-9_-]{20,60}$": "a cursor is the `next_cursor` of the page before",
+    "^[0-9]{1,18}$": "a cursor is the `next_cursor` of the page before",
     "^[0-9a-f-]{36}$": "a cursor is the `next_cursor` of the page before",
     "^[A-Za-z0-9._-]{1,100}$": "a kind is 1 to 100 of A-Z a-z 0-9 . _ -, such as `validation`",
     "^me$": "the only value is `me`",

@@ -20,7 +20,7 @@ DECISION = {"environment": "production", "decision": "approve"}
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("phase=outcom", "phase=outcom is unknown; phase is one of: denied, intent, outcome, reconciled,"),
+        ("phase=outcom", "phase=outcom is unknown; phase is one of: checkpoint, denied, intent, outcome, reconciled,"),
         ("action=environment:promot", "environment:promote,"),
         ("outcome=success", "outcome is one of: denied, failed, rejected, succeeded, unknown."),
     ],
