@@ -62,6 +62,17 @@ def patient(seconds: float, *, change: bool = False) -> Iterator[None]:
         _PRESENT.reset(token)
 
 
+@contextlib.contextmanager
+def asking(seconds: float) -> Iterator[float]:
+    """Ask the journal, and count the time; give how long the answer may take, at most *seconds*."""
+    present = _PRESENT.get()
+    if present is None:
+        yield seconds
+        return
+    with present.asking():
+        yield min(seconds, present.left())
+
+
 @contextlib.asynccontextmanager
 async def waiting(seconds: float) -> AsyncIterator[None]:
     """Wait for the journal at most *seconds*, and no longer than the present change may.
@@ -69,13 +80,8 @@ async def waiting(seconds: float) -> AsyncIterator[None]:
     Raises:
         TimeoutError: it did not answer in time.
     """
-    present = _PRESENT.get()
-    if present is None:
-        async with asyncio.timeout(seconds):
-            yield
-        return
-    with present.asking():
-        async with asyncio.timeout(min(seconds, present.left())):
+    with asking(seconds) as most:
+        async with asyncio.timeout(most):
             yield
 
 

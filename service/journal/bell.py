@@ -12,6 +12,7 @@ from service.journal.database import FAILURES, POSTGRES
 
 CHANNEL = "registry_gateway"
 _AGAIN_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
@@ -81,8 +82,13 @@ class PostgresBell(Bell):
         lost = asyncio.Event()
         try:
             connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(CHANNEL, lambda *_: self.ring())
+            async with asyncio.timeout(self._seconds):
+                await connection.add_listener(CHANNEL, lambda *_: self.ring())
             self.ring()  # what was missed while nobody listened
-            await lost.wait()
+            while not lost.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await lost.wait()
+                await connection.execute("SELECT 1", timeout=self._seconds)  # a server that is gone may not say so
         finally:
             connection.terminate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -66,8 +66,8 @@ class Database(Protocol):
     alone: bool
     """Whether this process is the only one that writes."""
 
-    async def read(self, work: Work[T]) -> T:
-        """Run *work* in a transaction that sees one state."""
+    async def read(self, work: Work[T], seconds: float | None = None) -> T:
+        """Run *work* in a transaction that sees one state, within *seconds* or the deadline."""
 
     async def write(self, work: Work[T]) -> T:
         """Run *work* in a transaction while nobody else appends; it is durable when this returns.
@@ -103,6 +103,7 @@ class SqliteDatabase:
         """Open the file of *url*; it is not made."""
         self._files = JournalFiles(Path(url.removeprefix(SQLITE)))
         self._engine = _sqlite_engine(url, deadline_seconds)
+        self._deadline = deadline_seconds
         # One thread owns the writing connection: a batch is one hop; an async driver makes one for each statement.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         # Threads of their own: who hashes files does not keep a promotion waiting.
@@ -115,9 +116,10 @@ class SqliteDatabase:
         await asyncio.to_thread(self._files.claim)
         self._claimed = True
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], seconds: float | None = None) -> T:
         """Run *work* on a reading thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        async with asyncio.timeout(self._deadline if seconds is None else seconds):
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     async def write(self, work: Work[T]) -> T:
         """Run *work* on the writing thread."""
@@ -205,18 +207,35 @@ class PostgresDatabase:
         self._reading = _postgres_engine(url, deadline_seconds, _READERS, "REPEATABLE READ")
         self._writing = _postgres_engine(url, deadline_seconds, 1, "READ COMMITTED")
 
-    async def read(self, work: Work[T]) -> T:
+    async def read(self, work: Work[T], seconds: float | None = None) -> T:
         """Run *work* on one of the reading connections."""
-        async with asyncio.timeout(self._deadline), self._reading.connect() as connection:
+        async with self._connected(self._reading, self._deadline if seconds is None else seconds) as connection:
             return await connection.run_sync(work)
 
     async def write(self, work: Work[T]) -> T:
         """Run *work* while no other replica appends."""
-        async with asyncio.timeout(self._deadline), self._writing.connect() as connection:
+        async with self._connected(self._writing, self._deadline) as connection:
             await connection.execute(_WRITING)
             done = await connection.run_sync(work)
             await self._commit(connection)
             return done
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, engine: AsyncEngine, seconds: float) -> AsyncIterator[AsyncConnection]:
+        """Have a connection for at most *seconds*; then it is cut, which ends whatever waits for the server.
+
+        To end it in order, as a cancelled task does, is to wait for the server once more: for ever, if need be.
+        """
+        due = asyncio.get_running_loop().time() + seconds
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout_at(due):
+                connection = await engine.connect()
+            assert connection.sync_connection is not None  # it is open
+            driver = connection.sync_connection.connection.driver_connection
+            assert isinstance(driver, asyncpg.Connection)
+            stack.callback(asyncio.get_running_loop().call_at(due, driver.terminate).cancel)
+            stack.push_async_exit(connection)
+            yield connection
 
     @staticmethod
     async def _commit(connection: AsyncConnection) -> None:
@@ -230,8 +249,10 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._reading.dispose()
-        await self._writing.dispose()
+        for engine in (self._reading, self._writing):
+            with contextlib.suppress(*FAILURES):  # a server that does not answer holds up no stop
+                async with asyncio.timeout(self._deadline):
+                    await engine.dispose()
 
 
 def _sqlite_engine(url: str, deadline_seconds: float) -> Engine:

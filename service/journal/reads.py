@@ -19,7 +19,7 @@ from service.journal.queries import END, read_page
 from service.keeping import ANY, Kept, KnownOperation, OpenOperation, Page, StoredAnswer, UnsettledOperation
 from service.model import People
 from service.owners import TELLING
-from service.patience import waiting
+from service.patience import asking
 from service.records import (
     Approval,
     Creation,
@@ -131,8 +131,8 @@ class Reads:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
-            async with waiting(self._deadline):
-                return await self._database.read(work)
+            with asking(self._deadline) as seconds:
+                return await self._database.read(work, seconds)
         except FAILURES as error:
             _log.error("journal read failed", problem=type(error).__name__)
             message = "The journal cannot be read."

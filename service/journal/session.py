@@ -50,7 +50,8 @@ class Session:
                     "idle_session_timeout": str(int(LEASE_SECONDS * 1000)),
                 },
             )
-            await self._connection.add_listener(CHANNEL, lambda _, __, ___, said: self._heard(said))
+            async with asyncio.timeout(self._seconds):
+                await self._connection.add_listener(CHANNEL, lambda _, __, ___, said: self._heard(said))
         except FAILURES as error:
             _log.warning("it cannot be told which other replicas there are", problem=type(error).__name__)
             self.lose()

@@ -6,12 +6,13 @@ import asyncio
 import time
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url
 
 from service.changes import Changes
 from service.errors import JournalUnavailable
 from service.held import still_held
 from service.journal import schema
+from service.journal.database import PostgresDatabase
 from service.journal.locks import PostgresLocks
 from service.journal.replicas import PostgresReplicas
 from service.journal.store import SqlJournal
@@ -190,3 +191,41 @@ async def test_a_key_whose_claim_was_given_up_is_free_again(silent):
         proxy.heal()
         await one.close()
         await two.close()
+
+
+@pytest.mark.parametrize("given_up_by", ["its deadline", "the caller", "both"])
+async def test_a_connection_that_is_given_up_is_not_waited_for(silent, given_up_by):
+    """Its end in order is a ROLLBACK, which the server does not answer either."""
+    proxy, url = silent
+    database = PostgresDatabase(url, 0.3)
+    try:
+        for work in (database.read, database.write) * 3:  # more often than there are connections
+            proxy.black_hole = False
+            await work(_one)
+            proxy.black_hole = True
+            begun = time.monotonic()
+            task = asyncio.create_task(work(_one))
+            if given_up_by != "its deadline":
+                await asyncio.sleep(0.1 if given_up_by == "the caller" else 0.299)
+                task.cancel()
+            done, _ = await asyncio.wait([task], timeout=1)
+            assert done
+            assert task.cancelled() or task.exception() is not None
+            assert time.monotonic() - begun < 0.8
+            proxy.heal()
+    finally:
+        await database.close()
+
+
+def _one(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("SELECT 1").scalar_one())
+
+
+async def test_a_server_that_is_silent_holds_up_no_stop(silent):
+    proxy, url = silent
+    database = PostgresDatabase(url, 0.3)
+    await asyncio.gather(database.read(_one), database.write(_one))
+    proxy.black_hole = True
+    async with asyncio.timeout(2):
+        await database.close()
+    proxy.heal()
