@@ -198,6 +198,9 @@ class Journal(Outbox, Protocol):
     async def present_name(self, registry: str, model: str, since: float) -> str:
         """Return the name that what was named *model* at the time *since* has now, by the renames on record."""
 
+    async def named_since(self, registry: str, model: str) -> float:
+        """Return since when *model* is the name of what has it now, by creations and renames on record; 0 if always."""
+
     async def model_changes(self, after: int) -> tuple[int, list[Event]]:
         """List what says who owns a model, oldest first: creations, renames and deletions that succeeded, baselines.
 

@@ -68,7 +68,8 @@ class TrailDesk:
     ) -> tuple[Page, bool]:
         """Read a page of events, and tell whether the caller may see them whole; needs ``audit:read``.
 
-        Without it, who may read the model that *filters* name sees `public_event` of its events.
+        Without it, who may read the model that *filters* name sees `public_event` of its events, not of those of what
+        had its name before.
 
         Raises:
             Denied: no row allows it. NotFound: no such registry. JournalUnavailable.
@@ -78,6 +79,9 @@ class TrailDesk:
         whole = bool(readable)
         if not readable and "model" in filters:
             readable = self._where(caller, names, Need("model:read", resource("models", filters["model"])))
+            since = max([await self._desk.journal.named_since(name, filters["model"]) for name in readable], default=0)
+            if since > filters.get("since", 0):
+                filters = {**filters, "since": since}
         if not readable:
             await self._desk.open(caller, names[0], "listEvents", Need("audit:read", "audit"))
         return await self._read(filters, readable, after, limit, newest_first=newest_first), whole

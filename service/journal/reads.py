@@ -364,6 +364,20 @@ class Reads:
             if change["kind"] == "ModelRename":
                 model = change["new_name"]
 
+    async def named_since(self, registry: str, model: str) -> float:
+        """Return since when *model* is the name of what has it now, by creations and renames on record; 0 if always."""
+        c = t.events.c
+        told = or_(*(c.body.contains(f'"kind":"{kind}"') for kind in ("ModelCreate", "ModelRename")))
+        given = select(c.sequence, c.time, c.body).where(_any(c.registry) == registry, c.model == model)
+        rows = await self._rows(given.where(_any(c.outcome) == "succeeded", told).order_by(c.sequence.desc()).limit(1))
+        if not rows:
+            return 0.0
+        data = json.loads(rows[0].body)["data"]
+        if data["change"]["kind"] == "ModelRename":  # what had the name has another one
+            return float(rows[0].time) + 1e-6
+        begun = select(func.min(c.time)).where(c.operation == data["operation"])
+        return float((await self._rows(begun))[0][0])
+
     def _persons(self, by: str, persons: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(self._people.everyone((by, *persons))))
 

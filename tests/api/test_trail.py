@@ -119,6 +119,39 @@ async def test_who_may_read_a_model_sees_its_events_without_what_is_about_others
         assert len(denied) == 4  # each refusal leaves one
 
 
+@pytest.mark.parametrize("gone", ["delete", "rename"])
+async def test_a_name_that_was_freed_leads_to_no_events_of_what_had_it(running, tmp_path, gone):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("p, user:viewer, main, models/a, model:*, allow\np, user:admin, *, *, *, allow\n")
+    access = {"model": str(ROOT / "policies/model.conf"), "rows": str(rows)}
+    environments = tmp_path / "e.yaml"
+    environments.write_text("environments: {}\n")
+    async with running(access=access, environments=str(environments)) as it:
+        client = Client(it.application.asgi)
+        await make(client, "a")
+        viewer = client.be("user:viewer")
+
+        async def seen():
+            return [
+                [
+                    event["data"]["operation"]
+                    for event in (await viewer("GET", f"{EVENTS}?model=a{order}")).json["events"]
+                ]
+                for order in ("", "&order=desc")
+            ]
+
+        assert [len(found) for found in await seen()] == [2, 2]
+        if gone == "delete":
+            assert (await client.rpc("DELETE", "registered-models/delete", name="a")).status == 200
+        else:
+            assert (await client.rpc("POST", "registered-models/rename", name="a", new_name="b")).status == 200
+            assert await seen() == [[], []]
+        created = await viewer("POST", f"{MLFLOW}/registered-models/create", {"name": "a"})
+        assert created.status == 200
+        mine = created.headers["registry-gateway-operation"]
+        assert await seen() == [[mine] * 2] * 2
+
+
 async def test_an_export_holds_the_bytes_of_the_chain(running, monkeypatch):
     monkeypatch.setattr(trail, "_EXPORT_PAGE", 3)
     async with running() as it:

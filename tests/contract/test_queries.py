@@ -177,6 +177,7 @@ async def test_what_is_open_is_found_by_its_operation_and_not_by_all_intents(tmp
         await journal.unsettled()
         await journal.unsettled_page("", 10)
         await journal.present_name("main", "iris", 1.0)
+        await journal.named_since("main", "iris")
         assert len([plan for plan in plans if "events_operation" in plan]) == 2, plans
         assert [plan for plan in plans if "events_model" in plan], plans
         assert not [plan for plan in plans if "events_phase" in plan or "events_outcome" in plan]
