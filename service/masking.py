@@ -189,6 +189,7 @@ def _replaced(text: str, value: str, mask: str) -> str:
 
 
 def without_userinfo(text: str) -> str:
+    """Give *text* with what stands before the @ of its URLs hidden."""
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     if "@" not in text and "%40" not in text:
