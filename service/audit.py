@@ -264,13 +264,14 @@ class Trail:
         """Record how it ended.
 
         Never raises: the change is made, and failing now would lie. Without a record the intent stays open and the
-        reconciler settles it.
+        reconciler settles it. What another replica has settled, while this process stood still, keeps its outcome.
         """
         event = self._event(operation, "outcome", outcome)
-        await self._append_or_count([event], [Settled(operation.id, outcome), *effects])
+        if await self._append_or_count([event], [Settled(operation.id, outcome), *effects]) == []:
+            _log.error("settled by another replica before its answer came", operation=operation.id, answer=outcome)
 
-    async def reconciled(self, operation: OpenOperation, outcome: str, detail: str, effects: Sequence[Effect]) -> None:
-        """Record what reading the registry back showed about an open operation."""
+    async def reconciled(self, operation: OpenOperation, outcome: str, detail: str, effects: Sequence[Effect]) -> bool:
+        """Record what reading the registry back showed about an open operation; tell whether it was still open."""
         data = {
             **operation.intent["data"],
             "phase": "reconciled",
@@ -283,7 +284,7 @@ class Trail:
             data["action"], "reconciled", data, self.source, self.now(), operation.intent["subject"], self.masks
         )
         state = "unproven" if outcome == "unknown" else outcome  # it ends, so that nobody looks again
-        await self._append([event], [Settled(operation.operation, state), *effects])
+        return bool(await self._append([event], [Settled(operation.operation, state), *effects]))
 
     async def refused(self, operation: Operation, phase: str) -> None:
         """Record a call that was ``denied`` or ``rejected``; telemetry does not wait. Never raises: no stays no."""
@@ -376,12 +377,13 @@ class Trail:
         event = self._event(operation, "outcome", "succeeded")
         await self._append_or_count([event], list(operation.facts.values()))
 
-    async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> None:
+    async def _append_or_count(self, events: Sequence[Event], effects: Sequence[Effect] = ()) -> list[Event] | None:
         try:
-            await self._append(events, effects)
+            return await self._append(events, effects)
         except GatewayError as error:
             self.lost += len(events)
             _log.error("audit event not journalled", operation=events[0]["data"]["operation"], problem=error.detail)
+            return None
 
     async def _append(
         self,

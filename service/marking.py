@@ -9,8 +9,9 @@ from typing import TypedDict
 from service.audit import Operation
 from service.backend import Backend
 from service.effects import MadeLive, TakenDown
-from service.errors import GatewayError, OutcomeUnknown
+from service.errors import Busy, GatewayError, OutcomeUnknown
 from service.guard import live_version, marked_versions
+from service.held import still_held
 from service.model import Verdict
 from service.promotion.environments import Environments
 from service.promotion.gate import Environment, Mark
@@ -75,6 +76,8 @@ async def write_marks(backend: Backend, marking: Marking, operation: Operation) 
     """
     written: list[Mark] = []
     for mark in marking.marks:
+        if written:
+            await _still_alone()
         try:
             await write_mark(backend, marking.model.name, mark, marking.candidate.version)
         except OutcomeUnknown:
@@ -84,6 +87,19 @@ async def write_marks(backend: Backend, marking: Marking, operation: Operation) 
                 await _restore(backend, marking, written, operation, error)
             raise
         written.append(mark)
+
+
+async def _still_alone() -> None:
+    """Return if no other replica may change the model by now: this process may have stood still since the last mark.
+
+    Raises:
+        OutcomeUnknown: one may. What is left is the reconciler's.
+    """
+    try:
+        await still_held()
+    except Busy as error:
+        message = "The lock that replicas share was lost between two marks; the others are left to the reconciler."
+        raise OutcomeUnknown(message) from error
 
 
 async def take_marks(backend: Backend, model: RegisteredModel, environment: Environment) -> list[str]:
@@ -101,6 +117,8 @@ async def take_marks(backend: Backend, model: RegisteredModel, environment: Envi
             if not left:
                 return taken
             for mark, version in left:
+                if taken:
+                    await _still_alone()
                 if mark.kind == "alias":
                     await backend.delete_alias(model.name, mark.value)
                 else:

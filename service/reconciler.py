@@ -151,7 +151,8 @@ class Reconciler:
                 return False
             unproven = debt_of(change) if outcome == "unknown" else []  # an emergency that may have been done
             effects = [*effects, *_follow(found)] if done else unproven
-            await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects)
+            if not await self._gateway.trail.reconciled(found, outcome, seen or "it cannot be proved", effects):
+                return True  # its own outcome came at the last moment
             self._gateway.follow(effects)
             if names:
                 self._gateway.seals.settle(found.registry, names[0])

@@ -63,6 +63,7 @@ _SETTLE = Prepared(
     .where(t.operations.c.id == bindparam("operation"), t.operations.c.state.in_(_UNSETTLED))
     .values(state=bindparam("new_state"))
 )
+_STATE = select(t.operations.c.state).where(t.operations.c.id == bindparam("operation"))
 _INSERT_CREATION = Prepared(insert(t.creations), *t.creations.columns.keys())
 _INSERT_PERIOD = Prepared(insert(t.periods), *(item.key for item in t.periods.columns if item.key != "id"))
 _END = update(t.periods).where(
@@ -133,6 +134,9 @@ def store(connection: Connection, jobs: list[Job], head: Head) -> tuple[list[Sto
         if refusal is not None:
             stored.append(refusal)
             continue
+        if not all(_settle(connection, effect) for effect in job.effects if isinstance(effect, f.Settled)):
+            stored.append([])  # another replica has ended it meanwhile: it has one outcome
+            continue
         finished: list[Event] = []
         for item in job.events:
             sequence += 1
@@ -179,6 +183,12 @@ def _refusal(connection: Connection, effect: f.Effect) -> GatewayError | None:
     return None
 
 
+def _settle(connection: Connection, effect: f.Settled) -> bool:
+    """End an operation; tell whether it was not ended before."""
+    ended = _SETTLE.execute(connection, {"operation": effect.operation, "new_state": effect.state}).rowcount
+    return bool(ended) or connection.execute(_STATE, {"operation": effect.operation}).first() is None
+
+
 def _columns(item: Event, sequence: int, body: str, digest: str) -> dict[str, Any]:
     data = item["data"]
     return {
@@ -206,7 +216,7 @@ def _apply(connection: Connection, effect: f.Effect) -> None:
         case f.Opened():
             _INSERT_OPERATION.execute(connection, _opened(effect))
         case f.Settled():
-            _SETTLE.execute(connection, {"operation": effect.operation, "new_state": effect.state})
+            pass  # done before its event got a place in the chain
         case f.Registered():
             row = dataclasses.asdict(effect.creation)
             _INSERT_CREATION.execute(connection, {**row, "registry": effect.registry})

@@ -15,7 +15,7 @@ import pytest
 
 from service.audit import Operation, Trail
 from service.change import AliasSet
-from service.effects import Deleted, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
+from service.effects import Deleted, MadeLive, Quarantined, Released, Renamed, Revoked, Settled, Signed, Weighed
 from service.errors import BadConfiguration, Busy, JournalUnavailable, OperationPending
 from service.journal import schema
 from service.journal.database import InDoubt, asyncpg_url
@@ -23,7 +23,7 @@ from service.journal.store import SqlJournal
 from service.journal.verify import verify
 from service.keeping import Kept
 from service.model import MAX_NAME_CHARACTERS, Call, Need, Principal
-from service.records import Approval, Quarantine
+from service.records import Approval, LivePeriod, Quarantine
 from tests.postgres import execute
 
 
@@ -355,6 +355,26 @@ async def test_an_equal_operation_does_not_begin_while_one_is_unsettled(journal)
     (found, _) = await journal.unsettled()
     await one.reconciled(found, "failed", "", [])
     await two.intent(change())
+
+
+@pytest.mark.parametrize("late", ["succeeded", "failed", "unknown"])
+async def test_who_comes_back_after_another_settled_its_operation_adds_no_second_outcome(journal, late):
+    one, two = Trail(journal, "/one"), Trail(journal, "/two")
+    made, beside_it = change(), change("lily")
+    await one.intent(made)
+    await one.intent(beside_it)
+    (found,) = await journal.unsettled(made.id)
+    assert await two.reconciled(found, "failed", "", [])
+    period = LivePeriod("production", "1", "b", 1.0, None, "user:u", made.id, "", ())
+    await asyncio.gather(
+        one.outcome(made, late, [MadeLive("main", "iris", period)]), one.outcome(beside_it, "succeeded")
+    )
+    assert not await two.reconciled(found, "succeeded", "", [])
+    phases = [event["data"]["phase"] for event in await journal.operation_events(made.id)]
+    assert phases == ["intent", "reconciled"]
+    assert await journal.live() == []
+    assert [event["data"]["phase"] for event in await journal.operation_events(beside_it.id)] == ["intent", "outcome"]
+    assert one.lost == 0
 
 
 async def test_two_processes_do_not_change_one_model_at_once(journal):
