@@ -35,6 +35,7 @@ from service.masking import NO_MASKS, Masks
 from service.model import Call, Decision, Principal, Record, Verdict
 from service.modes import ENFORCE, Denial
 from service.patience import left, lift
+from service.record_digest import record_of
 
 _log = structlog.get_logger()
 
@@ -93,6 +94,8 @@ class Operation:
     """Everything the policy was asked that it let pass."""
     would_deny: list[Denial] = dataclasses.field(default_factory=list)
     """What enforcement would have refused."""
+    record: Mapping[str, str] | None = None
+    """Which record is stored with it, and its digest."""
     left_out: dict[Denial, None] = dataclasses.field(default_factory=dict)
     """What enforcement would have left out of a search; one more than are named says that there are many."""
 
@@ -159,6 +162,7 @@ class Operation:
             "detail": self.detail,
             "notes": list(self.notes),
             "status": self.status,
+            **({"record": self.record} if self.record else {}),
             "latency_ms": None if phase == "intent" else round((time.monotonic() - self.started) * 1000, 3),
         }
         subject = f"{self.registry}/{self.resource}"
@@ -327,6 +331,7 @@ class Trail:
             back = [undone for effect in effects if (undone := _undone(effect, now)) is not None]
             return [self._event(late, "outcome", "failed")], back
 
+        operation.record = record_of(effects, self.masks)
         await self._append([self._event(operation, "outcome", "succeeded")], effects, undo=undo)
 
     async def checkpoint(self, data: Mapping[str, Any], finish: Callable[[Event], Event]) -> Event:

@@ -175,6 +175,7 @@ def _last(data: Any) -> Any:
     kept = {
         **{name: _last_of(item) for name, item in list(data.items())[:60]},
         **{name: data[name] for name in ("facts", "verdicts") if name in data and not data[name]},
+        **{name: data[name] for name in ("record",) if name in data},
         "actor": {**data["actor"], **actor, "groups": [], "claims": {}},
         "cut": True,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from service.chain_check import COLUMNS, Broken, Chain, Found, Hole, Report, Ver
 from service.journal.archive import Damaged, manifests, read_segment
 from service.journal.database import SQLITE
 from service.journal.looking import Look
+from service.journal.record_check import RecordCheck
 
 _PAGE = 2000
 _PART = 50_000
@@ -86,11 +88,16 @@ def examine(
         report.problems.append(f"event {made_up.first} is missing: no event says that it was pruned")
     if copy is not None:
         _compare(url, copy, report, holes)
-    if archive is not None and not report.problems:
-        try:
-            _read_archive(url, archive, report, keys, holes)
-        except (Broken, Damaged) as error:
-            report.problems.append(str(error))
+    with Look(url) as journal:
+        records = RecordCheck(journal)
+        if archive is not None and not report.problems:
+            try:
+                _read_archive(url, archive, report, keys, holes, records)
+            except (Broken, Damaged) as error:
+                report.problems.append(str(error))
+        if not report.problems:
+            records.take_all()
+            report.problems += records.problems(everything=archive is not None or not holes, pruned=bool(holes))
     return report
 
 
@@ -161,7 +168,9 @@ def _check(url: str, chain: Chain, first: int, last: int) -> str | None:
     return None
 
 
-def _read_archive(url: str, archive: Path, report: Report, keys: Sequence[bytes], holes: Sequence[Hole]) -> None:
+def _read_archive(
+    url: str, archive: Path, report: Report, keys: Sequence[bytes], holes: Sequence[Hole], records: RecordCheck
+) -> None:
     """Check the chain of *archive*, and that it holds what is also in the journal, and all that was pruned.
 
     Raises:
@@ -179,6 +188,7 @@ def _read_archive(url: str, archive: Path, report: Report, keys: Sequence[bytes]
                 if here.get(sequence, digest) != digest or ends.get(sequence, digest) != digest:
                     message = f"event {sequence} is another one in the archive"
                     raise Broken(message)
+                records.take(sequence, json.loads(body))
     missing = next((hole for hole in holes if hole.last > chain.found.last), None)
     if missing is not None:
         message = f"event {max(missing.first, chain.found.last + 1)} was pruned, and is not in the archive"

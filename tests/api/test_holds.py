@@ -74,13 +74,14 @@ async def test_a_running_gateway_is_archived_and_pruned_around_its_holds(running
         url = it.application.configuration.journal_url()
         before = len(await it.events())
         later = it.application.trail.now() + 2 * DAY_SECONDS
-        done = await Retention(url, tmp_path / "a", keep_days=1, now=lambda: later).run()
+        done = await Retention(url, tmp_path / "a", keep_days=1, now=lambda: later, source="/test").run()
         assert done == (before, 3)  # of rose: the intent of its creation, and its tag
         left = await it.events()
-        assert {event["data"]["model"] for event in left} == {"iris", "rose"}
+        assert {event["data"]["model"] for event in left[:-1]} == {"iris", "rose"}
+        assert left[-1]["type"] == "registry-gateway.audit.prune.outcome"
         assert (await client("POST", f"{MLFLOW}/registered-models/create", {"name": "lily"})).status == 200
-        assert await asyncio.to_thread(verify, url, tmp_path / "a") == (before + 2, None)
-        assert await asyncio.to_thread(verify, url) == (before + 2 - 3, None)
+        assert await asyncio.to_thread(verify, url, tmp_path / "a") == (before + 3, None)
+        assert await asyncio.to_thread(verify, url) == (before + 3 - 3, None)
 
 
 async def test_what_nobody_knows_is_listed_with_its_age(running):
