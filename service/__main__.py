@@ -190,9 +190,17 @@ def _validate(configuration: Configuration) -> None:
     """Load every file the application would, so that nothing starts half; make the journal if there is none."""
     from service.app import Application
     from service.journal import schema
+    from service.journal.database import shown
 
     url = configuration.journal_url()
     if not schema.exists(url):
+        trace = schema.trace_of(url)
+        if trace is not None:
+            message = (
+                f"journal.url: {shown(url)} is gone: {trace} says that there was one. "
+                "Put it back, or make a new one: registry-gateway journal upgrade, with the same --config"
+            )
+            raise BadConfiguration(message)
         schema.upgrade(url)
         say(f"made a new journal: {url}")
     schema.check(url)

@@ -18,6 +18,7 @@ COLUMNS = (
     *("model", "version", "environment", "outcome"),
 )
 """What the journal says of an event beside it: queries and rights of readers go by it, so it must be what it says."""
+_KEYS = "after a change of keys give each of them: --public-key OLD --public-key NEW"
 Verify = Callable[[bytes, bytes], bool]
 """Tells whether a signature of a message was made with one of the trusted keys."""
 
@@ -229,7 +230,9 @@ class Chain:
             message = f"event {number}: its checkpoint is of the cluster {signed.cluster!r}, and not of {said.source}"
             raise Broken(message)
         if self._verify is not None and not self._is_signed(signed, said.time):
-            message = f"event {number}: its checkpoint is forged, or of a key that is not trusted ({signed.kid})"
+            message = (
+                f"event {number}: its checkpoint is forged, or of a key that is not trusted ({signed.kid}); {_KEYS}"
+            )
             raise Broken(message)
         self.found.checkpoints += 1
         self.found.checkpoint = Checkpoint(number, said.time, signed.kid, self._verify is not None)

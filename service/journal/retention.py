@@ -32,6 +32,7 @@ _MAX_RANGES = 50
 _WRITE_SECONDS = 10.0
 _FIRST_SECONDS = 60.0
 _PAGE = "SELECT sequence, body, hash, time FROM events WHERE sequence > :last ORDER BY sequence LIMIT :page"
+_END = "SELECT max(sequence) FROM events"
 _HASH = "SELECT hash FROM events WHERE sequence = :sequence"
 _ALONE = update(t.holds).where(t.holds.c.id == "").values(lifted_by="")
 """Begins to write, so that no hold is placed between looking and deleting."""
@@ -99,6 +100,12 @@ class Retention:
                 last, previous, count = done.last, done.hash, count + done.count
 
     def _check_same(self, journal: Look, last: int, digest: str) -> None:
+        ((end,),) = journal.rows(_END)
+        if (end or 0) < last:
+            message = (
+                f"{journal.name}: it ends with event {end or 0}, and the archive {self._archive} with event {last}: "
+            )
+            raise BadConfiguration(message + "it is another journal, or its end was cut off")
         found = journal.rows(_HASH, sequence=last)
         if found and found[0][0] != digest:
             message = f"{self._archive}: the archive of another journal than {journal.name}: event {last} differs"

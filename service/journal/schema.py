@@ -54,6 +54,13 @@ def exists(url: str) -> bool:
     return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).exists()
 
 
+def trace_of(url: str) -> Path | None:
+    """Return a file that tells that there was a journal at *url*, where there is none; None where nothing tells so."""
+    path = Path(url.removeprefix(SQLITE))
+    beside = (path.resolve().with_name(f"{path.resolve().name}.lock"), path.with_name(f"{path.name}-wal"))
+    return next((item for item in beside if item.exists()), None)
+
+
 def check(url: str) -> None:
     """Return if the journal at *url* has the schema `HEAD` and can be written.
 

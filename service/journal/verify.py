@@ -188,6 +188,9 @@ def _read_archive(
                 if here.get(sequence, digest) != digest or ends.get(sequence, digest) != digest:
                     message = f"event {sequence} is another one in the archive"
                     raise Broken(message)
+                if sequence > report.found.last:
+                    message = f"event {sequence} is in the archive and not in the journal: its end was cut off"
+                    raise Broken(message)
                 records.take(sequence, json.loads(body))
     missing = next((hole for hole in holes if hole.last > chain.found.last), None)
     if missing is not None:

@@ -12,6 +12,7 @@ from service.journal.retention import DAY_SECONDS, Retention
 from service.journal.verify import verify
 from service.model import Call, Need, Principal
 from tests.client import Client
+from tests.contract.test_journal import beside
 
 MLFLOW, HOLDS = "/api/2.0/mlflow", "/v1/audit/holds"
 
@@ -82,6 +83,25 @@ async def test_a_running_gateway_is_archived_and_pruned_around_its_holds(running
         assert (await client("POST", f"{MLFLOW}/registered-models/create", {"name": "lily"})).status == 200
         assert await asyncio.to_thread(verify, url, tmp_path / "a") == (before + 3, None)
         assert await asyncio.to_thread(verify, url) == (before + 3 - 3, None)
+
+
+async def test_a_key_whose_operation_is_archived_is_refused(running, tmp_path):
+    async with running() as it:
+        client = Client(it.application.asgi)
+        await client("POST", f"{MLFLOW}/registered-models/create", {"name": "iris"})
+        call = ("POST", f"{MLFLOW}/registered-models/set-tag", {"name": "iris", "key": "k", "value": "v"})
+        key = [("idempotency-key", "once")]
+        assert (await client(*call, headers=key)).status == 200
+        await client("POST", f"{MLFLOW}/registered-models/create", {"name": "the last event stays"})
+        later = it.application.trail.now() + 2 * DAY_SECONDS
+        url = it.application.configuration.journal_url()
+        await Retention(url, tmp_path / "a", keep_days=1, now=lambda: later, source="/test").run()
+        await beside(url, "DELETE FROM answers")  # they are kept for a day
+        it.memory.models["iris"]["tags"] = {"k": "somebody else's"}
+        again = await client(*call, headers=key)
+        assert again.status == 422
+        assert "which is archived; take a new one" in str(again.json)
+        assert it.memory.models["iris"]["tags"] == {"k": "somebody else's"}
 
 
 async def test_what_nobody_knows_is_listed_with_its_age(running):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +284,17 @@ async def test_the_archive_of_another_journal_is_refused(journal, url, tmp_path)
     assert await left(journal) == [1, 2, 3]
 
 
+async def test_a_journal_that_ends_before_its_archive_is_found(journal, url, tmp_path):
+    await journal.append([event(OLD) for _ in range(5)])
+    await asyncio.to_thread(of(url, tmp_path / "a").archive)
+    assert await checked(url, tmp_path / "a") == (5, None)
+    await beside(url, "DELETE FROM events WHERE sequence > 3")
+    problem = "event 4 is in the archive and not in the journal: its end was cut off"
+    assert (await checked(url), (await checked(url, tmp_path / "a"))[1]) == ((3, None), problem)
+    with pytest.raises(BadConfiguration, match=r"it ends with event 3, and the archive .* with event 5"):
+        await of(url, tmp_path / "a").run()
+
+
 async def test_an_archive_that_went_missing_is_not_begun_anew(journal, url, tmp_path):
     await journal.append([event(OLD), event(OLD), event(OLD)])
     await of(url, tmp_path / "a").run()
@@ -337,19 +347,27 @@ print(asyncio.run(done.run()))
 """
 
 
-async def test_a_kill_at_any_step_loses_nothing_and_prunes_nothing_twice(tmp_path, small):
-    """Each run dies some steps later than the one before, until one gets through; another one finishes each."""
-    made, step, kills, alive = tmp_path / "made.db", 1, 0, False
-    await asyncio.to_thread(schema.upgrade, f"sqlite:///{made}")
-    journal = SqlJournal(f"sqlite:///{made}", 2.0)
+async def filled(url):
+    """Make a journal of six old events, of which the third says who owns a model; return their bodies."""
+    await asyncio.to_thread(schema.upgrade, url)
+    journal = SqlJournal(url, 2.0)
     await journal.start()
     await journal.append([event(OLD, **({"change": CHANGE} if number == 2 else {})) for number in range(6)])
     bodies = dict((await journal.page({}, None, 100)).rows)
     await journal.close()
+    return bodies
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_kill_at_any_step_loses_nothing_and_prunes_nothing_twice(request, kind, tmp_path, small):
+    """Each run dies some steps later than the one before, until one gets through; another one finishes each."""
+    step, kills, alive = 1, 0, False
     while not alive:
         step += 1 if os.environ.get("FAULTS_LONG") else 3
         url, archive = f"sqlite:///{tmp_path}/{step}.db", tmp_path / str(step)
-        shutil.copy(made, tmp_path / f"{step}.db")
+        if kind == "postgresql":
+            url = await request.getfixturevalue("postgres").database()
+        bodies = await filled(url)
         child = [sys.executable, "-c", CHILD, url, str(archive), str(step), str(NOW)]
         done = await asyncio.to_thread(subprocess.run, child, capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
@@ -366,8 +384,7 @@ async def test_a_kill_at_any_step_loses_nothing_and_prunes_nothing_twice(tmp_pat
 async def whole(url, archive, bodies):
     """Check that each event is in the journal or the archive, as it was, and each chain intact."""
     there = {sequence: body.decode() for sequence, body, _ in read_archive(archive)} if archive.exists() else {}
-    with Look(url) as journal:
-        present = dict(journal.rows(f"SELECT sequence, body FROM events WHERE NOT {IS_PRUNE}"))
+    present = dict(await asyncio.to_thread(rows_of, url, f"SELECT sequence, body FROM events WHERE NOT {IS_PRUNE}"))
     assert {**there, **present} == bodies
     assert (await checked(url))[1] is None
     assert await checked(url, archive if archive.exists() else None) == (6, None)

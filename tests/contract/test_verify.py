@@ -235,6 +235,7 @@ async def test_a_chain_that_is_written_anew_shows_by_the_signature_and_beside_a_
     await Table(url).chain_anew(4, change)
     assert (await examined(url, keys=())).problems == [], "who does not know the key cannot tell"
     forged = "event 6: its checkpoint is forged, or of a key that is not trusted (k1)"
+    forged += "; after a change of keys give each of them: --public-key OLD --public-key NEW"
     assert (await examined(url)).problems == [forged]
     both = await examined(url, copy=copy)
     assert both.problems == [forged, "event 4 is another one in the copy"]

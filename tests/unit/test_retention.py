@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from service.__main__ import main
+from service.__main__ import _validate, main
 from service.errors import BadConfiguration
 from service.journal import retention as module
 from service.journal.retention import Done, Retention
@@ -148,3 +148,17 @@ async def test_the_application_takes_it_from_its_settings(running):
         assert made._keep_seconds == 3 * DAY
         assert made._lag_seconds == 2 * DAY
         assert made._archive == it.application.configuration.path("old")
+
+
+@pytest.mark.parametrize("trace", ["journal.db.lock", "journal.db-wal"])
+def test_a_journal_that_is_gone_at_the_start_is_not_made_anew(tmp_path, trace):
+    configuration = load(write_configuration(tmp_path), environ={})
+    (tmp_path / trace).touch()
+    with pytest.raises(
+        BadConfiguration, match=f"journal.db is gone: .*{trace} says that there was one. Put it back, or"
+    ):
+        _validate(configuration)
+    assert not (tmp_path / "journal.db").exists()
+    (tmp_path / trace).unlink()
+    _validate(configuration)
+    assert (tmp_path / "journal.db").exists()
