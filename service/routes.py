@@ -134,6 +134,9 @@ def openapi_document(app: Litestar) -> bytes:
                 if path == "/readyz":
                     operation["responses"]["503"] = {**operation["responses"]["200"], "description": "Unready."}
                 continue
+            for kind in options.get("also_answers", ()):
+                content = operation["responses"]["200"]["content"]
+                content[kind] = next(iter(content.values()))
             statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "422", "429", "502", "503", "504"]
             operation["responses"].update(dict.fromkeys(statuses, answer))
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"

@@ -89,7 +89,7 @@ async def list_events(
 @get(
     "/v1/audit/export",
     operation_id="exportEvents",
-    opt={"action": "audit:read"},
+    opt={"action": "audit:read", "also_answers": ("text/csv",)},
     tags=["audit"],
     media_type="application/jsonl",
 )

@@ -42,6 +42,12 @@ def test_cells_of_other_kinds():
     ]
 
 
+def test_the_api_document_names_the_media_type_of_each_form():
+    document = json.loads((ROOT / "openapi/openapi.json").read_text())
+    named = document["paths"]["/v1/audit/export"]["get"]["responses"]["200"]["content"]
+    assert set(named) == {form.media_type.partition(";")[0] for form in FORMS.values()}
+
+
 def test_the_guide_lists_the_columns():
     text = (ROOT / "docs/audit.md").read_text().partition("The columns of CSV")[2].partition("\n## ")[0]
     named = [word for word in text.replace("`", " ` ").split() if word in CSV_COLUMNS]
