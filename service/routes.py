@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from typing import Any
 
 import structlog
@@ -29,6 +30,8 @@ from service.api.wrong import allowed_methods, sentence_of
 from service.asgi import client_address
 from service.model import Caller
 
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""U+0000 as JSON spells it, and not behind an escaped backslash."""
 _NO_QUERY = frozenset(
     {
         *("request", "caller", "exchange", "gateway", "governance", "health", "metrics", "public_url"),
@@ -83,7 +86,7 @@ def build_litestar(**keywords: Any) -> Litestar:
             use_handler_docstrings=True,
         ),
         logging_config=None,
-        before_request=_refuse_unknown_query,
+        before_request=_refuse_what_no_route_takes,
         **keywords,
     )
 
@@ -149,6 +152,14 @@ def public_paths(app: Litestar) -> frozenset[str]:
         for route in app.routes
         if any(handler.opt.get("public") for handler in getattr(route, "route_handlers", ())) and "{" not in route.path
     )
+
+
+async def _refuse_what_no_route_takes(request: Request[Any, Any, Any]) -> None:
+    """Refuse an unknown field of the query, and NUL: PostgreSQL stores no text with it, so it would be no record."""
+    _refuse_unknown_query(request)
+    if any("\0" in value for value in request.query_params.values()) or _NUL.search(await request.body()):
+        message = "The request holds the character U+0000; leave it out."
+        raise e.InvalidRequest(message)
 
 
 def _refuse_unknown_query(request: Request[Any, Any, Any]) -> None:

@@ -346,3 +346,30 @@ async def test_whose_word_counts_for_the_address(running, trusted, headers, addr
     async with running(listen={"trusted_proxies": trusted}) as it:
         await Client(it.application.asgi, None)("GET", "/v1/registries", headers=headers)
         assert [event["data"]["actor"]["address"] for event in await it.events()] == [address]
+
+
+ENVIRONMENT = "/v1/registries/main/models/iris/environments/production"
+EVIDENCE = "/v1/registries/main/models/iris/versions/1/evidence"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "raw", "status"),
+    [
+        ("POST", f"{ENVIRONMENT}/promotions", rb'{"version": "1", "reason": "because\u0000"}', 400),
+        ("POST", f"{ENVIRONMENT}/promotions", rb'{"version": "1", "reason": "\\\u0000"}', 400),
+        ("POST", f"{ENVIRONMENT}/promotions", rb'{"version": "1", "reason": "as \\u0000 is written"}', 404),
+        ("POST", "/v1/audit/holds", rb'{"registry": "main", "model": "a\u0000", "reason": "r"}', 400),
+        ("POST", EVIDENCE, rb'{"kind": "validation", "result": "passed", "facts": {"a": ["\u0000"]}}', 400),
+        ("GET", "/v1/audit/events?model=a%00", b"", 400),
+    ],
+)
+async def test_nul_is_refused_before_a_journal_could_not_store_it(running, method, path, raw, status):
+    """On PostgreSQL a promotion with it in the reason was carried out, and its outcome could never be recorded."""
+    async with running() as it:
+        answer = await Client(it.application.asgi)(method, path, raw=raw)
+        assert answer.status == status, answer.body
+        if status == 400:
+            assert "U+0000" in answer.json["detail"]
+            assert [event["type"] for event in await it.events()] == ["registry-gateway.request.refuse.rejected"] * (
+                method != "GET"
+            )
