@@ -24,6 +24,7 @@ _RECEIVE_BYTES = 8 << 10
 """So much of an answer comes in at a time: parsing a flood of little answers must not hold up the event loop."""
 _MAX_PROBLEM = 300
 _GONE = 410
+_MAX_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ async def _drain(answer: aiohttp.ClientResponse) -> None:
 
 
 def _retry_after(text: str) -> float:
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0.0
+    return float(text[:_MAX_DIGITS]) if text.isascii() and text.isdigit() else 0.0
 
 
 def _problem(error: BaseException, url: str) -> str:

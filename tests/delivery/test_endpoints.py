@@ -63,6 +63,8 @@ async def test_two_hundred_and_something_is_delivered(status):
     [
         (500, {}, "it answered 500", False, 0),
         (404, {}, "it answered 404", False, 0),
+        (503, {"Retry-After": "31536000"}, "it answered 503", False, 31_536_000.0),
+        (503, {"Retry-After": "9" * 400}, "it answered 503", False, 999_999_999.0),
         (503, {"Retry-After": "120"}, "it answered 503", False, 120),
         (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "it answered 429", False, 0),
         (410, {}, "it answered 410; it wants nothing any more", True, 0),
