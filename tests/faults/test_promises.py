@@ -32,15 +32,19 @@ SHORT = {
         "kill -9 after-forward",
         "journal: committed, answer dropped",
         "journal: server killed",
+        "journal: black hole",
         "SIGTERM",
     ),
 }
 
 
+DEADLINE = 0.5
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("database", SHORT)
 async def test_every_promise_holds(tmp_path, monkeypatch, database):
-    monkeypatch.setenv("FAULTS_DEADLINE", "0.5")
+    monkeypatch.setenv("FAULTS_DEADLINE", str(DEADLINE))
     counts, figures = Counts(), {}
     with postgres_in(tmp_path / "pg", database) as postgres:
         async with deployed(tmp_path, postgres) as it:
@@ -53,7 +57,7 @@ async def test_every_promise_holds(tmp_path, monkeypatch, database):
     print(database, counts)
     assert counts.broken() == {}
     assert counts.changes >= 5 * counts.trials
-    assert counts.slowest_refusal < 2
+    assert counts.slowest_refusal < DEADLINE + 1.5  # the machine may be busy; each further wait would be 0.5 or 1 s
     by_itself = [item for item in figures.values() if "slowest_refusal" in item]  # the others start a process
     assert all(item["slowest_recovery"] < 5 for item in by_itself), figures
 

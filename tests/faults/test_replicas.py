@@ -99,7 +99,7 @@ async def started(
         config = write_configuration(
             directory,
             registries={"main": {"kind": "mlflow", "url": registry, "timeout_seconds": 5}},
-            environments=simple(directory),
+            environments=simple(directory, "seal: approved"),
             journal={"url": url},
             secret_file=str(tmp_path / "secret"),
         )
@@ -232,6 +232,72 @@ async def test_one_that_stands_still_loses_its_locks(server, mlflow_server, tmp_
             f"a replica that stood still with the lock: the other promoted after {took:.1f} s "
             f"(before: {dict(refused)}); it was ready again after {back:.1f} s"
         )
+
+
+async def test_nothing_is_written_at_one_behind_what_the_other_judges(server, mlflow_server, tmp_path):
+    url = await server.database()
+    async with (
+        proxied(mlflow_server.url) as proxy,
+        started(tmp_path, url, proxy.url, mlflow_server.url) as (one, two),
+    ):
+        name = await model_with(two, 1)
+        version = await two("GET", f"/api/2.0/mlflow/model-versions/get?name={name}&version=1")
+        run = version[1]["model_version"]["run_id"]
+        at_the_write, go = asyncio.Event(), asyncio.Event()
+
+        async def witness(seen):
+            if "registered-models/alias" in seen.line:
+                at_the_write.set()
+                await go.wait()
+
+        async def log() -> int:
+            return (await two.rpc("runs/log-metric", run_id=run, key="m", value=1, timestamp=1, step=0))[0]
+
+        assert await log() == 200
+        proxy.witness = witness
+        promotion = asyncio.create_task(one("POST", f"{place(name)}/promotions", {"version": "1"}))
+        await at_the_write.wait()
+        assert {await log() for _ in range(10)} == {503}
+        go.set()
+        answered = set()
+        while not promotion.done():
+            answered.add(await log())
+        assert (await promotion)[0] == 200
+        answered |= {await log() for _ in range(30)}
+        assert 409 in answered
+        assert answered <= {503, 409}
+        history = await two("GET", f"/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=m")
+        assert len(history[1]["metrics"]) == 1
+
+
+async def test_a_key_whose_process_was_killed_is_answered_by_the_other_and_done_once(server, mlflow_server, tmp_path):
+    url = await server.database()
+    async with (
+        proxied(mlflow_server.url) as first,
+        proxied(mlflow_server.url) as second,
+        started(tmp_path, url, first.url, second.url) as (one, two),
+    ):
+        name = await model_with(two, 1)
+        asked = ("POST", f"{place(name)}/promotions", {"version": "1"})
+        first.swallow_answers_to = "registered-models/alias"
+        lost = asyncio.create_task(one(*asked, **{"idempotency-key": "k"}))
+        while not any("registered-models/alias" in line for line in first.seen):
+            await asyncio.sleep(0.01)
+        meanwhile = await two(*asked, **{"idempotency-key": "k"})
+        assert meanwhile[0] == 409
+        assert meanwhile[1]["type"].endswith("operation-pending")
+        ((begun, _),) = await asyncio.to_thread(operations, url, "open")
+        one.signal(signal.SIGKILL)
+        await one.process.wait()
+        assert (await lost)[0] == 0
+        killed = time.monotonic()
+        while (answer := await two(*asked, **{"idempotency-key": "k"}))[0] != 200:
+            assert answer[0] in (409, 503), answer
+            assert time.monotonic() - killed < 40
+            await asyncio.sleep(0.2)
+        assert answer[1]["id"] == begun
+        assert not any("registered-models/alias" in line for line in second.writes())
+        print(f"a key whose process was killed: answered by the other after {time.monotonic() - killed:.1f} s")
 
 
 async def test_a_server_that_restarts_under_both(server, mlflow_server, tmp_path):
