@@ -22,6 +22,7 @@ class StdoutSink:
         """Write to *stream*, by default standard output."""
         self._stream = stream
         self._beside = Beside("sink-stdout")
+        self._torn = False
 
     async def write(self, events: Sequence[Event]) -> None:
         """Return when the lines are written.
@@ -42,12 +43,13 @@ class StdoutSink:
             self._stream.flush()
             return
         sys.stdout.flush()
-        left = memoryview(lines)
+        left = memoryview(b"\n" + lines if self._torn else lines)
         while left:  # past Python's buffer: a hanging write must not hold its lock when the process ends
             try:
                 left = left[os.write(1, left) :]
             except BlockingIOError:  # somebody who shares the pipe set it so
                 select.select((), (1,), ())
+            self._torn = bool(left)  # of a line that breaks off on a full disk nothing is glued to what follows
 
     async def close(self) -> None:
         """Nothing is buffered."""

@@ -67,6 +67,14 @@ class Counts:
         return dataclasses.asdict(self)
 
 
+def _event(line: bytes) -> Any:
+    """Return the event of a line; None for what is no event, and for a line that broke off on a full disk."""
+    try:
+        return json.loads(line) if line.startswith(b'{"') else None
+    except ValueError:
+        return None
+
+
 @dataclass
 class Checker:
     """Follows one journal; *url* leads to it without any proxy."""
@@ -129,7 +137,7 @@ class Checker:
             if data["outcome"] == "succeeded":
                 succeeded.add(data["operation"])
         identifiers = {event["id"] for event in events}
-        printed = [json.loads(line) for lines in sinks for line in lines.splitlines() if line.startswith(b'{"')]
+        printed = [event for lines in sinks for line in lines.splitlines() if (event := _event(line))]
         still_open = {row[0] for row in await asyncio.to_thread(self.open_operations)}
         _, problem = await asyncio.to_thread(verify, self.url)
         if problem:

@@ -218,8 +218,9 @@ def journal_fault(name: str, *databases: str) -> Callable[[Callable], Callable]:
 
 @journal_fault("journal: locked by another", SQLITE)
 async def _locked(it: Deployment) -> AsyncIterator[None]:
-    with contextlib.closing(sqlite3.connect(it.journal, isolation_level=None, timeout=20)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    opened = sqlite3.connect(it.journal, isolation_level=None, timeout=20, check_same_thread=False)
+    with contextlib.closing(opened) as other:
+        await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")  # it waits for its turn
         yield
         other.execute("ROLLBACK")
 
@@ -268,9 +269,13 @@ async def _no_room(it: Deployment) -> AsyncIterator[None]:
 @journal_fault("journal: disk full", SQLITE)
 async def _disk_full(it: Deployment) -> AsyncIterator[None]:
     filler = it.directory / "filler"  # the directory is a small file system of its own
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+    await asyncio.to_thread(fill)
     yield
     filler.unlink()
 

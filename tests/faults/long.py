@@ -7,6 +7,7 @@ what earlier runs left in build/faults.json.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -47,13 +48,18 @@ async def run(name: str, database: str, trials: int, directory: Path) -> Counts:
     """Make one fault *trials* times on one journal; count what holds."""
     function, _ = FAULTS[name]
     counts = Counts()
-    with small_file_system(directory, name), postgres_in(directory / "pg", database) as postgres:
-        async with deployed(directory, postgres) as it:
-            for _ in range(trials):
-                counts.add(await function(it))
-                counts.trials += 1
-            await it.settled()
-            counts.add(await it.counted())
+    with contextlib.ExitStack() as stack:  # in a thread: who blocks the loop makes others look slow
+        await asyncio.to_thread(stack.enter_context, small_file_system(directory, name))
+        postgres = await asyncio.to_thread(stack.enter_context, postgres_in(directory / "pg", database))
+        try:
+            async with deployed(directory, postgres) as it:
+                for _ in range(trials):
+                    counts.add(await function(it))
+                    counts.trials += 1
+                await it.settled()
+                counts.add(await it.counted())
+        finally:
+            await asyncio.to_thread(stack.close)
     return counts
 
 

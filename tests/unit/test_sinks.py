@@ -220,6 +220,26 @@ def test_filters(chosen, about, named):
     assert (chosen.about(event), chosen.named(event)) == (about, named)
 
 
+async def test_a_line_that_broke_off_spoils_no_other(monkeypatch):
+    """On a full disk half a line is written; what was not is written again."""
+    written, room = bytearray(), [30, 0]
+
+    def write(_: int, data: memoryview) -> int:
+        if room and not (left := room.pop(0)):
+            raise OSError(28, "No space left on device")
+        taken = data[: left if room else None]
+        written.extend(taken)
+        return len(taken)
+
+    monkeypatch.setattr(os, "write", write)
+    sink, event = StdoutSink(), event_about("a")
+    with pytest.raises(SinkFailed):
+        await sink.write([event])
+    await sink.write([event])
+    await sink.write([event])
+    assert bytes(written).splitlines()[1:] == [canonical_json(event)] * 2
+
+
 async def test_stdout_prints_a_line_for_each_event():
     printed = io.StringIO()
     events = [event_about("iris", "a\n"), event_about("wine")]
