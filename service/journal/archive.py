@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -19,6 +20,8 @@ from service.errors import BadConfiguration
 Archived = tuple[int, bytes, str]
 """Sequence, canonical bytes and hash of an event."""
 _MANIFESTS = "events-*.json"
+_MAX_BYTES = 128 << 20
+"""More than a segment of the largest events has, unpacked."""
 
 
 class Damaged(BadConfiguration):
@@ -106,23 +109,25 @@ def read_segment(directory: Path, manifest: Manifest) -> list[Archived]:
     path = directory / f"{manifest.stem}.jsonl.gz"
     try:
         content = path.read_bytes()
-        lines = gzip.decompress(content).split(b"\n")[:-1]
+        with gzip.open(io.BytesIO(content)) as unpacked:
+            whole = unpacked.read(_MAX_BYTES + 1)
     except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         message = f"{path}: the archive cannot be read: {error}"
         raise Damaged(message) from None
     except OSError as error:
         message = f"{path}: the archive cannot be read: {error}"
         raise BadConfiguration(message) from None
-    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+    if hashlib.sha256(content).hexdigest() != manifest.sha256 or len(whole) > _MAX_BYTES:
         message = f"{path}: not the file that its manifest names"
         raise Damaged(message)
+    lines = whole.split(b"\n")[:-1]
     rows: list[Archived] = []
     previous = manifest.previous
     for sequence, body in enumerate(lines, manifest.first):
         try:
             data = json.loads(body)["data"]
             follows = data["sequence"] == sequence and data["previous"] == previous
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             follows = False
         if not follows:
             message = f"{path}: event {sequence} does not follow event {sequence - 1}"
@@ -148,7 +153,7 @@ def read_archive(directory: Path) -> Iterator[Archived]:
 def _write(path: Path, content: bytes) -> None:
     """Put a whole file in place, durably: it is there under its name, or it is not."""
     part = path.with_name(path.name + ".part")
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+    with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -52,7 +52,7 @@ class Look:
         statement = text(query) if isinstance(query, str) else query
 
         def work(connection: Connection) -> list[Row]:
-            return [tuple(row) for row in connection.execute(statement, parameters)]
+            return [tuple(row) for row in connection.execute(statement, parameters).all()]
 
         return self.run(work)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -255,7 +257,31 @@ def edit(path):
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"user:u", b"user:v"), mtime=0))
 
 
-@pytest.mark.parametrize("damage", [cut, edit, lambda path: path.unlink()])
+def forge(path, content):
+    """Put *content* in the place of a segment, and name it in the manifest."""
+    packed = gzip.compress(content, mtime=0)
+    path.write_bytes(packed)
+    manifest = path.with_name(path.name.replace(".jsonl.gz", ".json"))
+    said = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps({**said, "sha256": hashlib.sha256(packed).hexdigest()}))
+
+
+def nest(path):
+    forge(path, b"[" * 100_000 + b"\n")
+
+
+async def test_a_link_in_the_archive_is_not_followed(journal, url, tmp_path):
+    await journal.append([event(OLD), event(OLD), event(NOW)])
+    archive, other = tmp_path / "a", tmp_path / "other"
+    archive.mkdir()
+    other.write_text("precious")
+    (archive / f"events-{1:015d}-{2:015d}.jsonl.gz.part").symlink_to(other)
+    with pytest.raises(BadConfiguration, match="the archive cannot be written"):
+        await of(url, archive).run()
+    assert (other.read_text(), await left(journal)) == ("precious", [1, 2, 3])
+
+
+@pytest.mark.parametrize("damage", [cut, edit, nest, lambda path: path.unlink()])
 async def test_nothing_is_pruned_by_a_damaged_archive(journal, url, tmp_path, damage):
     await journal.append([event(OLD), event(OLD), event(NOW)])
     each = of(url, tmp_path / "a")
