@@ -115,6 +115,9 @@ def _in_parts(
     found: list[Found] = []
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for part, problem in pool.map(_part, jobs):
+            if problem is not None and not part.previous:  # not even its first event is good
+                pool.shutdown(cancel_futures=True)
+                return Report(join(found), [problem])
             try:
                 joined = join([*found, part])
             except Broken as error:

@@ -327,7 +327,7 @@ async def test_holes_that_retention_made_are_stepped_over(url, tmp_path):
     assert (await examined(url, keys=())).problems == ["event 2 is missing"]
 
 
-@pytest.mark.parametrize("damaged", [None, 1, 3, 4, 5, 9])
+@pytest.mark.parametrize("damaged", [None, 1, 3, 4, 5, 9, "a column of the first of a part"])
 async def test_parts_that_several_processes_check_are_one_chain(url, damaged, monkeypatch):
     monkeypatch.setattr(verify, "_MANY", 0)
     monkeypatch.setattr(verify, "_PART", 4)
@@ -352,6 +352,12 @@ async def test_parts_that_several_processes_check_are_one_chain(url, damaged, mo
     if damaged is None:
         report = await examined(url)
         assert (report.problems, report.found.events, report.found.checkpoints, report.after) == ([], EVENTS, 3, 0)
+        return
+    if isinstance(damaged, str):
+        await Table(url).run("UPDATE events SET action = 'x' WHERE sequence = 5")
+        report = await examined(url)
+        assert report.problems == ["event 5 was edited: the column 'action' is not what the event says"]
+        assert (report.found.first, report.found.last) == (1, 4)
         return
     event = json.loads((await Table(url).bodies())[damaged])
     event["data"]["detail"] = "changed"
