@@ -23,7 +23,7 @@ async def url(request, tmp_path):
 
 @pytest.fixture
 async def journal(url):
-    made = SqlJournal(url, deadline_seconds=1.0)
+    made = SqlJournal(url, deadline_seconds=3.0)
     await made.start()
     made.url = url
     yield made
