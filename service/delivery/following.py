@@ -83,6 +83,8 @@ class Follower:
                     await self._follow()
                     if self._closing:
                         return
+                else:  # how the sink does is the leader's to say
+                    self.problem, self._troubled = "", False
             except GatewayError as error:
                 self.trouble(error.detail)
             except Exception as error:  # noqa: BLE001  # whatever it was, the sink is begun again

@@ -314,6 +314,9 @@ async def test_who_leads_no_more_does_not_write_what_failed_before(journal):
         leading, lines.fails = False, 0
         await asyncio.sleep(1.0)  # more than a pause between two attempts
         assert lines.lines == []
+        await until(lambda: not deliverer._streams[0].problem)  # the leader says how it does
+        await deliverer.look()
+        assert deliverer.states["stdout"].state == "up"
         leading = True
         await until(lambda: len(lines.lines) == 1)
 
