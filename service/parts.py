@@ -277,20 +277,14 @@ def sinks_of(
             if not path.parent.is_dir():
                 message = f"{where}.file.path: {path.parent} is no directory"
                 raise e.BadConfiguration(message)
+            if path.is_dir():
+                message = f"{where}.file.path: {path} is a directory; name a file in it"
+                raise e.BadConfiguration(message)
             streams.append(FileSink(path))
         elif outlet.webhook is not None:
             hook = outlet.webhook
             setting = f"{where}.webhook.secret_file"
-            hidden = [Secret(setting, configuration.path(file)) for file in hook.secrets]
-            if any(len(secret()) < _MIN_HOOK_SECRET for secret in hidden):
-                message = f"{setting}: a secret has at least {_MIN_HOOK_SECRET} characters"
-                raise e.BadConfiguration(message)
-            try:
-                for secret in hidden:
-                    check_secret(secret())
-            except ValueError as error:
-                message = f"{setting}: {error}"
-                raise e.BadConfiguration(message) from None
+            hidden = [Secret(setting, configuration.path(file), _check_hook_secret) for file in hook.secrets]
             poster = _poster_of(hook, f"{where}.webhook", configuration)
             receivers.append(Webhook(hook.id, poster, hidden, _filter_of(hook), aliases_of))
         elif outlet.cloudevents is not None:
@@ -300,6 +294,13 @@ def sinks_of(
             poster = _poster_of(to, f"{where}.cloudevents", configuration)
             receivers.append(CloudEvents(to.id, poster, _filter_of(to), token))
     return streams, receivers
+
+
+def _check_hook_secret(secret: str) -> None:
+    if len(secret) < _MIN_HOOK_SECRET:
+        message = f"a secret has at least {_MIN_HOOK_SECRET} characters"
+        raise ValueError(message)
+    check_secret(secret)
 
 
 def _poster_of(outlet: EndpointOutlet, setting: str, configuration: Configuration) -> Poster:

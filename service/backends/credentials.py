@@ -18,12 +18,13 @@ _log = structlog.get_logger()
 class Secret:
     """A secret in a file, read again when the file changes; one that cannot be used leaves the old one in force."""
 
-    def __init__(self, setting: str, path: Path) -> None:
-        """Read *path*; *setting* names it in errors.
+    def __init__(self, setting: str, path: Path, check: Callable[[str], None] = lambda _: None) -> None:
+        """Read *path*; *setting* names it in errors. *check* raises ValueError for what must not be used.
 
         Raises:
-            BadConfiguration: it cannot be read, is empty, or holds more than one printable line.
+            BadConfiguration: it cannot be read, is empty, holds more than one printable line, or must not be used.
         """
+        self._check = check
         self._setting = setting
         self._path = path
         self._seen = self._stamp()
@@ -57,6 +58,11 @@ class Secret:
         if not text or not text.isprintable():  # it becomes a header
             message = f"{self._setting}: {self._path} must hold one line of printable text"
             raise BadConfiguration(message)
+        try:
+            self._check(text)
+        except ValueError as error:
+            message = f"{self._setting}: {error}"
+            raise BadConfiguration(message) from None
         return text
 
 

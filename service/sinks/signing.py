@@ -36,7 +36,7 @@ def _signature(key: bytes, signed: bytes) -> str:
 def _key(secret: str) -> bytes:
     """Return the bytes of a secret: those that ``whsec_…`` encodes in base64, else the text's own."""
     if secret.startswith(_PREFIX):
-        with contextlib.suppress(binascii.Error):  # refused at the start; one that comes later is signed with somehow
+        with contextlib.suppress(binascii.Error):  # whoever reads secrets asks check_secret first
             return _decoded(secret)
     return secret.encode()
 

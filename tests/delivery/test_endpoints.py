@@ -15,10 +15,12 @@ import aiohttp
 import pytest
 
 from service.backends.credentials import Secret, tls_context
+from service.errors import BadConfiguration
 from service.event import canonical_json
 from service.sinks.cloudevents import CloudEvents
 from service.sinks.filters import Filter
 from service.sinks.posting import Endpoint, Poster
+from service.sinks.signing import check_secret
 from service.sinks.webhook import Webhook
 from tests.conftest import free_port
 from tests.delivery.events import event_about
@@ -315,6 +317,16 @@ async def test_a_secret_is_changed_without_a_message_that_nobody_can_verify(tmp_
         await sink.close()
     keys = [[key for key in (b"o" * 20, b"n" * 20, b"m" * 21) if verifies(got, key)] for got in receiver.got]
     assert keys == [[b"o" * 20], [b"o" * 20, b"n" * 20], [b"n" * 20], [b"m" * 21]]
+
+
+def test_a_secret_that_must_not_be_used_leaves_the_old_one_in_force(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text("whsec_" + "o" * 20)
+    secret = Secret("x", file, check_secret)
+    file.write_text("whsec_no base64")
+    assert secret() == "whsec_" + "o" * 20
+    with pytest.raises(BadConfiguration, match="x: whsec_ is followed by base64"):
+        Secret("x", file, check_secret)
 
 
 async def test_cloudevents_are_sent_in_structured_mode_with_a_token():
