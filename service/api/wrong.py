@@ -69,7 +69,8 @@ def _problem(request: Request[Any, Any, Any], item: Mapping[str, Any]) -> str:
         return f"The field {field} {what}; the fields are: {_listed(fields_at(kind, keys))}."
     value = re.match(r"Invalid enum value (.*)", message, re.DOTALL)
     if value is not None:
-        return f"{key} is {value[1][:100]}; it is one of: {', '.join(choices_at(kind, keys))}."
+        name, choices = _choices(request, keys)
+        return f"{name} is {value[1][:100]}; it is one of: {', '.join(choices)}."
     if not keys and key == "data":
         return f"The body is no JSON object; send one with {_listed(fields_at(kind, ()))}."
     return f"{key}: {_said(message)}."
@@ -92,6 +93,15 @@ def _said(message: str) -> str:
         wanted = " or ".join(_KINDS.get(name.strip(), name.strip()) for name in wrong[1].split("|"))
         return f"send {wanted}, not {_GOT.get(wrong[2], wrong[2])}"
     return message
+
+
+def _choices(request: Request[Any, Any, Any], keys: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Give the name, and what it may be, of what is at *keys* of the body, or of a query field."""
+    parameter = request.route_handler.parsed_fn_signature.parameters.get(keys[0]) if len(keys) == 1 else None
+    if parameter is None:
+        return ".".join(keys), choices_at(_body_of(request), keys)
+    renamed = request.route_handler.opt.get("query", {})
+    return renamed.get(keys[0], keys[0]), choices_at(parameter.annotation, ())
 
 
 def _body_of(request: Request[Any, Any, Any]) -> Any:
