@@ -26,6 +26,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+DATA = os.environ.get("REGISTRY_GATEWAY_DATA_DIR", ".gateway")
 
 
 class Gateway:
@@ -69,7 +70,7 @@ def show_findings(verdict: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080")
-    parser.add_argument("--tokens", default=".gateway/demo-tokens.json")
+    parser.add_argument("--tokens", default=f"{DATA}/demo-tokens.json")
     parser.add_argument("--model", default="iris")
     options = parser.parse_args()
     with open(options.tokens) as file:
