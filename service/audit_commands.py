@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from service.arguments import say, with_config
 from service.errors import BadConfiguration
+from service.event import EVENT_ACTIONS, OUTCOMES, PHASES
 from service.exports import FORMS, Form
 from service.settings import Configuration, load
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 GOOD, WRONG = 0, 1
 _MAX_UNCOVERED = 2000
 _FILTERS = ("registry", "model", "version", "environment", "actor", "action", "outcome", "phase", "operation")
+_CHOICES = {"action": EVENT_ACTIONS, "outcome": OUTCOMES, "phase": PHASES}
 _PAGE = 1000
 
 
@@ -65,6 +67,12 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.file is not None and (options.against is not None or options.archive is not None):
         message = "--against and --archive go with the journal: leave --file out"
+        raise BadConfiguration(message)
+    if options.any_order and options.file is None:
+        message = "--any-order is about a copy: name it with --file"
+        raise BadConfiguration(message)
+    if options.archive is not None and not options.archive.is_dir():
+        message = f"{options.archive}: there is no such directory; --archive names the one of audit.retention.archive"
         raise BadConfiguration(message)
     keys = _keys(options)
     if options.file is not None:
@@ -122,7 +130,7 @@ def _add_export(audit: Any) -> None:
     export.add_argument("--since", type=_time, metavar="TIME", help="ISO 8601, such as 2026-11-01 or 2026-11-01T12:00Z")
     export.add_argument("--until", type=_time, metavar="TIME", help="the same; not included")
     for name in _FILTERS:
-        export.add_argument(f"--{name}", help="only events of this one")
+        export.add_argument(f"--{name}", type=partial(_known, name), help="only events of this one")
     export.set_defaults(run=_export)
     for name, text in (
         ("archive", "write old events into the archive; the journal is not changed"),
@@ -149,6 +157,14 @@ def _time(text: str) -> float:
         message = f"{text!r} is no time; write one like 2026-11-24T12:00:00Z"
         raise argparse.ArgumentTypeError(message) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _known(name: str, text: str) -> str:
+    known = _CHOICES.get(name)
+    if known is not None and text not in known:
+        message = f"{text!r} is unknown; there are: {', '.join(sorted(known))}"
+        raise argparse.ArgumentTypeError(message)
+    return text
 
 
 def _days(text: str) -> int:
@@ -219,6 +235,9 @@ def _export(options: argparse.Namespace) -> int:
         sys.stdout.reconfigure(newline="")  # type: ignore[union-attr]  # CSV has line ends of its own
         _write(lines, sys.stdout)
         return GOOD
+    if options.output.is_symlink() or (options.output.exists() and not options.output.is_file()):
+        message = f"{options.output}: it is no ordinary file, and would be replaced; leave --output out and redirect"
+        raise BadConfiguration(message)
     part = options.output.with_name(options.output.name + ".part")
     try:
         with os.fdopen(

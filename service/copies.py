@@ -165,11 +165,11 @@ def hashes_of(path: Path) -> dict[int, str]:
         BadConfiguration: it cannot be read, holds what is no event, or two that differ under one number.
     """
     hashes: dict[int, str] = {}
-    for line in lines_of(path):
+    for at, line in enumerate(lines_of(path), 1):
         try:
             number = sequence_of(line)
         except ValueError:
-            message = f"{path}: it holds what is no event"
+            message = f"{path}: line {at} is no event; leave out what the sink did not write"
             raise BadConfiguration(message) from None
         digest = digest_of(line)
         if hashes.setdefault(number, digest) != digest:

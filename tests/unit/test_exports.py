@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_a_file_is_whole_or_not_there(config, tmp_path, capsys):
     assert "3 events" in capsys.readouterr().out
     assert main(["audit", "export", "--config", config, "-o", str(tmp_path / "no" / "x")]) == 2
     assert "the export cannot be written" in capsys.readouterr().err
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(out)
+    os.mkfifo(pipe)
+    for special in (link, pipe):
+        assert main(["audit", "export", "--config", config, "-o", str(special)]) == 2
+        assert "it is no ordinary file" in capsys.readouterr().err
+    assert (link.is_symlink(), pipe.is_fifo()) == (True, True)
 
 
 def test_times_and_standard_output(config, capsys):
@@ -86,3 +94,13 @@ def test_times_and_standard_output(config, capsys):
     with pytest.raises(SystemExit):
         main(["audit", "export", "--config", config, "--since", "yesterday"])
     assert "is no time" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["audit", "export", "--config", config, "--action", "model:creat"])
+    assert "'model:creat' is unknown; there are: access:assume" in capsys.readouterr().err
+
+
+def test_verify_refuses_what_would_look_at_nothing(config, tmp_path, capsys):
+    assert main(["audit", "verify", "--config", config, "--archive", str(tmp_path / "archiv")]) == 2
+    assert "there is no such directory" in capsys.readouterr().err
+    assert main(["audit", "verify", "--config", config, "--any-order"]) == 2
+    assert "name it with --file" in capsys.readouterr().err
