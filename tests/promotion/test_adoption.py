@@ -210,7 +210,7 @@ async def test_an_adoption_can_say_whose_a_model_is(running, tmp_path):
         it.memory.models["old"]["name"] = "old"
         for version in it.memory.models["old"]["versions"].values():
             version["name"] = "old"
-        for wrong in ("user:admin", "group:data-scientists", "owner", "user:", "user:a:b", "user:a\u0000"):
+        for wrong in ("user:admin", "group:data-scientists", "owner", "user:", "user:a:b", "user:a\u0001"):
             refused = await client("POST", ADOPT, {"reason": "day one", "owner": wrong})
             assert (refused.status, "owner" in refused.json["detail"]) == (400, True), wrong
         assert await it.events(action="environment:adopt", outcome="succeeded") == []
