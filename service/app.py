@@ -286,8 +286,7 @@ class Application:
 
     async def _open_journal(self, stack: contextlib.AsyncExitStack) -> None:
         """Begin with the record: what is closed last. A part that cannot be closed does not keep the others open."""
-        for backend in self.backends.values():
-            stack.push_async_callback(backend.close)
+        stack.push_async_callback(self._close_backends)
         stack.push_async_callback(self.journal.close)
         if isinstance(self.journal, SqlJournal):
             await self.journal.start()
@@ -305,6 +304,11 @@ class Application:
             await self.checkpoints.start()
         if self.authorizer.snapshot.names_owner:
             await self.owners.load()
+
+    async def _close_backends(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for backend in self.backends.values():
+                stack.push_async_callback(backend.close)
 
     def _begin(self, stack: contextlib.AsyncExitStack) -> None:
         """Begin with what is done beside requests, and ends before the record does."""
