@@ -21,7 +21,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/registry-gateway policy test --min-coverage 100
 
 unit: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -m "not long" -n $(WORKERS) --dist worksteal
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m tests.benchmarks.bench

@@ -25,7 +25,7 @@ from tests.faults.proxy import proxied
 from tests.postgres import Postgres
 from tests.promotion.flow import simple
 
-RACES = int(os.environ.get("RACES", "30"))
+RACES = int(os.environ.get("RACES", "10"))
 DEADLINE = 12.0
 """lock_seconds and a little: nobody waits longer for an answer."""
 pytestmark = pytest.mark.real
@@ -175,6 +175,7 @@ async def test_each_race_has_one_winner(server, mlflow_server, tmp_path):
         assert await settled_after(url) < DEADLINE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("was_done", [True, False])
 async def test_killed_in_the_middle_the_other_settles(server, mlflow_server, tmp_path, was_done):
     url = await server.database()
@@ -203,6 +204,7 @@ async def test_killed_in_the_middle_the_other_settles(server, mlflow_server, tmp
         print(f"kill -9 in the middle (done: {was_done}): settled by the other after {took:.1f} s, live {live}")
 
 
+@pytest.mark.long
 async def test_one_that_stands_still_loses_its_locks(server, mlflow_server, tmp_path):
     url = await server.database()
     async with (
@@ -270,6 +272,7 @@ async def test_nothing_is_written_at_one_behind_what_the_other_judges(server, ml
         assert len(history[1]["metrics"]) == 1
 
 
+@pytest.mark.long
 async def test_a_key_whose_process_was_killed_is_answered_by_the_other_and_done_once(server, mlflow_server, tmp_path):
     url = await server.database()
     async with (
@@ -300,6 +303,7 @@ async def test_a_key_whose_process_was_killed_is_answered_by_the_other_and_done_
         print(f"a key whose process was killed: answered by the other after {time.monotonic() - killed:.1f} s")
 
 
+@pytest.mark.long
 async def test_a_server_that_restarts_under_both(server, mlflow_server, tmp_path):
     url = await server.database()
     async with started(tmp_path, url, mlflow_server.url, mlflow_server.url) as (one, two):
