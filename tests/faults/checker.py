@@ -8,8 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from service.journal.database import SQLITE
 from service.journal.looking import Look
 from service.journal.verify import verify
 from tests.faults.proxy import Seen
@@ -85,6 +87,8 @@ class Checker:
     _doubtful: list[Seen] = field(default_factory=list)
     _changes: int = 0
     _without: int = 0
+    _file: int | None = None
+    """The inode of a journal in a file, as it was last seen with the intent of a change."""
 
     async def witness(self, seen: Seen) -> None:
         """Look for the intent of a change before the registry can act on its last byte."""
@@ -94,9 +98,22 @@ class Checker:
         except Exception:  # noqa: BLE001  # the journal is gone: it is looked for when it is back
             self._doubtful.append(seen)
             return
-        if not found:
+        file = self._inode()
+        if found:
+            self._file = file
+        elif self._file is not None and file != self._file:
+            self._doubtful.append(seen)  # another file is in its place: the journal is asked when it is back
+        else:
             print("WITHOUT INTENT", seen)
             self._without += 1
+
+    def _inode(self) -> int | None:
+        if not self.url.startswith(SQLITE):
+            return None
+        try:
+            return Path(self.url.removeprefix(SQLITE)).stat().st_ino
+        except OSError:
+            return None
 
     def _has_intent(self, seen: Seen) -> bool:
         _, _, path = seen.line.partition("/api/2.0/mlflow/")

@@ -116,7 +116,7 @@ def test_kill_nine_leaves_no_change_without_an_intent(deployed, tmp_path, mlflow
             json.loads(body)["data"]["change"].get("alias")
             for (body,) in connection.execute("SELECT body FROM events WHERE phase = 'intent'")
         }
-    assert len(made) > 10
+    assert made
     assert made <= intents
     deadline = time.monotonic() + 30
     while open_operations(tmp_path) and time.monotonic() < deadline:

@@ -124,6 +124,21 @@ async def test_what_the_journal_could_not_answer_is_asked_when_it_is_back(checke
     assert (found["changes"], found["without_intent"]) == (2, 1)
 
 
+async def test_a_change_at_the_moment_of_an_exchange_is_looked_for_in_the_journal_itself(checker, tmp_path):
+    create = "POST /api/2.0/mlflow/registered-models/create"
+    await checker.witness(Seen(0.0, create, {"name": "good"}))
+    shutil.move(tmp_path / "journal.db", tmp_path / "aside.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "aside.db")) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "journal.db"),))
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+        connection.execute("DELETE FROM events")
+    await checker.witness(Seen(0.0, create, {"name": "good"}))
+    await checker.witness(Seen(0.0, create, {"name": "unseen"}))
+    shutil.move(tmp_path / "aside.db", tmp_path / "journal.db")
+    found = await checker.count([])
+    assert (found["changes"], found["without_intent"]) == (3, 1)
+
+
 def test_a_log_that_cannot_be_written_fails_nothing(monkeypatch):
     class Full:
         def write(self, _: str) -> None:
