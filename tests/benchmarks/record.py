@@ -88,7 +88,7 @@ async def events(bench: Bench, name: str, url: str) -> None:
     """Count events that one process makes durable, each change its intent and its outcome."""
     journal = SqlJournal(url)
     await journal.start()
-    trail, done, end = Trail(journal, [], "/bench"), 0, time.perf_counter() + SECONDS
+    trail, done, end = Trail(journal, "/bench"), 0, time.perf_counter() + SECONDS
 
     async def caller(number: int) -> None:
         nonlocal done
@@ -113,7 +113,7 @@ async def flood(bench: Bench, directory: Path, url: str) -> None:
     """Record denials as fast as they come."""
     journal = SqlJournal(url)
     await journal.start()
-    trail = Trail(journal, [], "/bench")
+    trail = Trail(journal, "/bench")
     trail.floods = refusals = Refusals(trail, 300)
     need = Need("model:delete", "models/iris")
     call = Call(principal=Principal("user:u"), registry="main", name="deleteModel", needs=(need,))
