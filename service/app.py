@@ -83,6 +83,7 @@ from service.searching import Searches
 from service.settings import Configuration, load
 from service.spelling import Spelling
 from service.tally import Tally
+from service.tasks import end
 from service.watching import Watch
 
 RELOAD_SECONDS = 1.0
@@ -315,15 +316,15 @@ class Application:
         for name, mode in self.modes.not_enforced().items():
             _log.warning("access is not enforced", registry=name, mode=mode)
         stack.push_async_callback(self._flush_refusals)
-        stack.push_async_callback(_ended, asyncio.create_task(self._sum_refusals()))
+        stack.push_async_callback(end, asyncio.create_task(self._sum_refusals()))
         stack.push_async_callback(self.owners.close)
         for part in (self.uses, self.gateway.tally, self.issuers, self.health, self.drift, self.reconciler):
             if part is not None:
                 stack.push_async_callback(part.close)
                 part.start()
         stack.push_async_callback(self._drain)
-        stack.push_async_callback(_ended, asyncio.create_task(self._watch_files()))
-        stack.push_async_callback(_ended, asyncio.create_task(self._retain()))
+        stack.push_async_callback(end, asyncio.create_task(self._watch_files()))
+        stack.push_async_callback(end, asyncio.create_task(self._retain()))
         stack.callback(self._say_draining)
 
     def _say_draining(self) -> None:
@@ -412,12 +413,6 @@ class Application:
             self.metrics.seal_conflicts.set(self.following.conflicts)
             self.metrics.unsettled.set(len(self.gateway.unsettled))
             self.metrics.checkpoints_failed.set(self.checkpoints.failed if self.checkpoints else 0)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """End a task that runs for ever."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _beside(reload: Callable[[], bool]) -> Follow:

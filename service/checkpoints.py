@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
 from service.audit import Trail
 from service.chain import with_signature
 from service.errors import GatewayError
-from service.event import Event
-from service.model import ITSELF
+from service.event import Event, of_the_record
+from service.tasks import end
 
 ACTION = "audit:checkpoint"
 _LOOK_SECONDS = 0.2
@@ -64,9 +62,7 @@ class Checkpoints:
 
     async def close(self) -> None:
         """Write the last one; what is recorded after it is covered by the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         await self._try("stop")
 
     async def look(self) -> str | None:
@@ -94,18 +90,7 @@ class Checkpoints:
         Raises:
             JournalUnavailable: it is not recorded.
         """
-        operation = str(uuid.uuid4())
-        data: dict[str, Any] = {
-            **dict.fromkeys(("model", "version", "environment", "verdict")),
-            "phase": "checkpoint",
-            "operation": operation,
-            "outcome": "succeeded",
-            "actor": {"subject": ITSELF, "groups": [], "acting_for": None, "issuer": "", "credential": ""},
-            "action": ACTION,
-            "resource": "audit",
-            "registry": "",
-            "reason": because,
-        }
+        data = of_the_record(ACTION, "checkpoint", because)
         event = await self._trail.checkpoint(data, self._finish)
         self._covered, self._written = event["data"]["sequence"], self._clock()
         return event

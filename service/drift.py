@@ -23,6 +23,7 @@ from service.promotion.environments import Environments
 from service.promotion.gate import Environment
 from service.promotion.history import DRIFT, before_drift, open_period
 from service.records import LivePeriod, ModelVersion, RegisteredModel
+from service.tasks import end
 
 SELF = Principal(ITSELF, issuer="registry-gateway")
 _Key = tuple[str, str, str]
@@ -69,9 +70,7 @@ class Drift:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from service.masking import NO_MASKS, Masks
-from service.model import ACTIONS
+from service.model import ACTIONS, ITSELF
 
 Event = dict[str, Any]
 MAX_EVENT_BYTES = 16 << 10
@@ -50,6 +50,22 @@ def documents_of(asked: Iterable[Asked]) -> list[dict[str, Any]]:
     """Give the JSON of what was asked: what had to be allowed comes first, in the order of asking."""
     ordered = sorted(asked, key=lambda item: item.only_denials)
     return [{"action": item.action, "resource": item.resource, "only_denials": item.only_denials} for item in ordered]
+
+
+def of_the_record(action: str, phase: str, reason: str = "", **more: Any) -> dict[str, Any]:
+    """Give the data of an event that the gateway makes by itself about its record."""
+    return {
+        **dict.fromkeys(("model", "version", "environment", "verdict")),
+        "phase": phase,
+        "operation": str(uuid.uuid4()),
+        "outcome": "succeeded",
+        "actor": {"subject": ITSELF, "groups": [], "acting_for": None, "issuer": "", "credential": ""},
+        "action": action,
+        "resource": "audit",
+        "registry": "",
+        "reason": reason,
+        **more,
+    }
 
 
 def build_event(

@@ -17,6 +17,7 @@ from service.model import ITSELF, Call, Need, Principal, Record, resource
 from service.owners import Owners
 from service.replicas import Judging, Replicas
 from service.seal import Seal, Standing
+from service.tasks import end
 from service.unseen import Write
 from service.unsettled import Outcome
 
@@ -76,10 +77,7 @@ class Following:
 
     async def close(self) -> None:
         """Stop following, and leave the others."""
-        tasks = [*self._answers, *([self._task] if self._task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._answers, self._task)
         await self._replicas.close()
 
     async def _run(self) -> None:

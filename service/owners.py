@@ -16,6 +16,7 @@ import structlog
 from service.errors import GatewayError
 from service.event import Event
 from service.keeping import Journal
+from service.tasks import end
 
 NOBODY = ""
 """Owns what was created, or can be created again, against the policy."""
@@ -64,9 +65,7 @@ class Owners:
 
     async def close(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def recorded(self, event: Event) -> None:
         """Take note that this process has recorded *event*, so that its answer finds the new owner. Never raises."""

@@ -24,6 +24,7 @@ from service.marking import ended_elsewhere, made_live, missing_marks, write_mar
 from service.promotion.environments import Environments
 from service.records import Creation, LivePeriod
 from service.replicas import Replicas
+from service.tasks import end
 from service.unsettled import Outcome
 
 SETTLE_SECONDS = 10.0
@@ -64,9 +65,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -20,6 +20,7 @@ from service.backend import Backend
 from service.delivery.deliverer import State
 from service.errors import GatewayError
 from service.keeping import Journal
+from service.tasks import end
 
 PUBLIC = {"public": True, "action": "none"}
 _PACE_SECONDS = 2.0
@@ -62,9 +63,7 @@ class Health:
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def look(self) -> None:
         """Look once."""

@@ -12,6 +12,7 @@ import structlog
 from service.effects import KeysUsed
 from service.errors import GatewayError
 from service.keeping import Journal
+from service.tasks import end
 
 PACE_SECONDS = 10.0
 _AT_ONCE = 200
@@ -48,9 +49,7 @@ class Uses:
 
     async def close(self) -> None:
         """Write what is left, and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         while self._unwritten and await self.flush():
             pass
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from service.errors import GatewayError
 from service.event import Event
 from service.keeping import Journal
 from service.records import Delivery
+from service.tasks import end
 
 _AT_ONCE = 8
 """Attempts at one receiver at a time."""
@@ -101,7 +102,7 @@ class Dispatcher(Follower):
             if self._closing:  # what is under way may still end
                 await asyncio.gather(*(place.task for place in self._places.values() if place.task is not None))
         finally:
-            await self._stop(place.task for place in self._places.values() if place.task is not None)
+            await end(*(place.task for place in self._places.values()))
 
     async def _step(self) -> None:
         self._stirred.clear()
@@ -133,14 +134,7 @@ class Dispatcher(Follower):
         try:
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._stop(waiting)
-
-    @staticmethod
-    async def _stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
-        stopping = list(tasks)
-        for task in stopping:
-            task.cancel()
-        await asyncio.gather(*stopping, return_exceptions=True)
+            await end(*waiting)
 
     def _take(self, sequence: int, event: Event) -> None:
         """Begin the delivery of an event that is new."""

@@ -12,6 +12,7 @@ from service.effects import Follows, Reached
 from service.errors import GatewayError
 from service.keeping import Journal
 from service.records import Delivery
+from service.tasks import end
 
 PAGE = 50
 """Events read at a time: their JSON is parsed on the event loop, where requests must not wait for it."""
@@ -66,8 +67,7 @@ class Follower:
         if self._task is not None:
             self._stir()
             await asyncio.wait({self._task}, timeout=grace_seconds)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         try:
             await self._flush()
         except GatewayError as error:

@@ -12,6 +12,7 @@ import structlog
 
 from service.journal.database import FAILURES, POSTGRES, SQLITE
 from service.journal.locks import key_of
+from service.tasks import end
 
 LEAD_SECONDS = 3.0
 """So long the lead is believed after the server was last asked for it."""
@@ -80,9 +81,7 @@ class PostgresLeader:
 
     async def close(self) -> None:
         """Let another process lead at once."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -20,6 +20,7 @@ from service.journal.locks import key_of
 from service.journal.session import CHANNEL, LEASE_SECONDS, UNKNOWN, Session
 from service.patience import waiting as patient_for
 from service.replicas import Judged, Judging, Published
+from service.tasks import end
 
 T = TypeVar("T")
 _PACE_SECONDS = 1.0
@@ -98,9 +99,7 @@ class PostgresReplicas:
 
     async def close(self) -> None:
         """Leave them: nobody waits for this process any more."""
-        if self._started is not None:
-            self._started.cancel()
-            await asyncio.gather(self._started, return_exceptions=True)
+        await end(self._started)
         with contextlib.suppress(*FAILURES, JournalUnavailable):
             async with self._session.asking() as connection:
                 await self._let_go(connection)

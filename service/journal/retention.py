@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,14 @@ from sqlalchemy import Connection, Select, and_, delete, func, insert, not_, or_
 
 from service.chain import GENESIS
 from service.errors import BadConfiguration, GatewayError
-from service.event import Event, build_event, shown_time
+from service.event import Event, build_event, of_the_record, shown_time
 from service.journal import tables as t
 from service.journal.archive import Archived, Manifest, manifests, read_segment, write_segment
 from service.journal.database import FAILURES, Database, open_database, shown
 from service.journal.looking import Look
 from service.journal.reads import TELLS_OWNERS
 from service.journal.writes import Job, head_of, store
-from service.model import ITSELF, resource
+from service.model import resource
 
 DAY_SECONDS = 86400.0
 ACTION = "audit:prune"
@@ -159,18 +158,8 @@ class Retention:
     def _event(self, segment: Manifest, ranges: list[dict[str, Any]]) -> Event:
         """Make the event that says what is deleted: it is in the chain, so a hole that nobody made shows."""
         now = self._now()
-        data: dict[str, Any] = {
-            **dict.fromkeys(("model", "version", "environment", "verdict")),
-            "phase": "outcome",
-            "operation": str(uuid.uuid4()),
-            "outcome": "succeeded",
-            "actor": {"subject": ITSELF, "groups": [], "acting_for": None, "issuer": "", "credential": ""},
-            "action": ACTION,
-            "resource": "audit",
-            "registry": "",
-            "reason": "",
-            "pruned": {"archive": segment.stem, "before": shown_time(now - self._keep_seconds), "ranges": ranges},
-        }
+        pruned = {"archive": segment.stem, "before": shown_time(now - self._keep_seconds), "ranges": ranges}
+        data = of_the_record(ACTION, "outcome", pruned=pruned)
         return build_event(ACTION, "outcome", data, self._source, now, "audit")
 
     def _deletable(self, connection: Connection, segment: Manifest) -> list[tuple[int, str]]:
